@@ -1,0 +1,111 @@
+"""Frequency and grid events, demand response."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class FrequencyEventKind(StrEnum):
+    """What the detector saw."""
+
+    UNDER_FREQUENCY = "under_frequency"
+    OVER_FREQUENCY = "over_frequency"
+    ROCOF = "rocof"
+    UNDER_VOLTAGE = "under_voltage"
+    OVER_VOLTAGE = "over_voltage"
+    INVALID = "invalid"
+    """The measurement cannot be believed; power was held, then moved to the safe setpoint."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrequencyEvent:
+    """One event of the reflex loop, from the sample that crossed to the bytes that answered."""
+
+    id: str
+    site_id: str
+    kind: FrequencyEventKind
+    start_ns: int
+    """UTC of the detection."""
+    end_ns: int | None
+    """UTC at which the quantity was back inside its exit threshold; none while under way."""
+    extreme_frequency_hz: float
+    extreme_rocof_hz_per_s: float
+    response_w: float
+    """Largest change of power that was written; 0 where the site only watches."""
+    detection_to_write_ns: int | None
+    """Real time from the sample that confirmed the event to the end of the register write; none where none was written."""
+
+
+class DemandResponseState(StrEnum):
+    """Life of a demand-response event."""
+
+    ANNOUNCED = "announced"
+    DISPATCHED = "dispatched"
+    ENDED = "ended"
+    SETTLED = "settled"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemandResponseEvent:
+    """A request of the grid side to change the power at connection points for a while."""
+
+    id: str
+    start_ns: int
+    """UTC."""
+    end_ns: int
+    """UTC."""
+    target_w: int
+    """Change of the fleet's grid power; negative asks for less import."""
+    price_ticks: int
+    """Payment per delivered energy, in ticks of 0.01 ct/kWh."""
+    state: DemandResponseState
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemandResponseOffer:
+    """A site's answer to an announced event."""
+
+    event_id: str
+    site_id: str
+    offered_w: int
+    """Change of the site's grid power it can hold for the whole window; same sign as the event's target; 0 declines."""
+    price_ticks: int
+    """Least payment it asks for, in ticks of 0.01 ct/kWh."""
+    baseline_w: int
+    """Grid power it expects without the event."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemandResponseDispatch:
+    """The accepted part of an offer: binding for the site."""
+
+    event_id: str
+    site_id: str
+    start_ns: int
+    end_ns: int
+    power_w: int
+    """Change against the baseline; 0 where the offer was not taken."""
+    baseline_w: int
+    price_ticks: int
+
+
+class GridStatus(StrEnum):
+    """State of the grid as the grid agent sees it."""
+
+    NORMAL = "normal"
+    ALERT = "alert"
+    EMERGENCY = "emergency"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GridEvent:
+    """A change of the grid's state that agents should know of."""
+
+    id: str
+    time_ns: int
+    status: GridStatus
+    frequency_hz: float | None
+    reason: str

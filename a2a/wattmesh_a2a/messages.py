@@ -1,0 +1,273 @@
+"""Every message of the system: a frozen dataclass and a versioned type name.
+
+``MESSAGE_TYPES`` maps the name on the wire to the class. A major version in the name changes when an old receiver would
+misread the new meaning; unknown fields are ignored, unknown names are refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wattmesh_a2a.alarms import Alarm
+from wattmesh_a2a.control import Decision
+from wattmesh_a2a.devices import AssetKind
+from wattmesh_a2a.forecast import Forecast
+from wattmesh_a2a.grid import (
+    DemandResponseDispatch,
+    DemandResponseEvent,
+    DemandResponseOffer,
+    FrequencyEvent,
+    GridEvent,
+)
+from wattmesh_a2a.market import Order, OrderStatus, RejectReason, Trade
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssetSummary:
+    """What the cloud needs to know of an asset: never a register."""
+
+    id: str
+    kind: AssetKind
+    rated_power_w: float | None
+    rated_energy_wh: float | None
+    template: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteAnnouncement:
+    """A gateway is up: who it is and what it has. Sent retained with the agent card and after every start."""
+
+    site_id: str
+    gateway_id: str
+    session: str
+    """New at every start of the gateway."""
+    started_ns: int
+    software: str
+    time_zone: str
+    market_area: str
+    import_limit_w: float
+    """Connection limit for import, a positive magnitude."""
+    export_limit_w: float
+    """Connection limit for export, a positive magnitude."""
+    assets: tuple[AssetSummary, ...]
+    agents: tuple[str, ...]
+    frequency_response: bool
+    """Whether the reflex may move power here, or only watches."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TelemetryAck:
+    """The cloud's word that batches are durable. Only this lets a gateway forget them."""
+
+    stream: str
+    sequences: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntervalEnergy:
+    """Energy of a site in one delivery slot, from its meters. Magnitudes are never negative."""
+
+    site_id: str
+    slot_start_ns: int
+    slot_s: int
+    import_wh: int
+    export_wh: int
+    pv_wh: int
+    battery_charge_wh: int
+    battery_discharge_wh: int
+    load_wh: int
+    """Derived: import + pv + discharge − export − charge, not below 0."""
+    method: str
+    """``register`` (difference of the meter's counters) or ``integral`` (of measured power)."""
+    complete: bool
+    """Whether the whole slot was covered; an incomplete one is settled by the stated substitute."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderBatch:
+    """A participant's orders for one slot; they replace whatever it had in that slot's book."""
+
+    participant_id: str
+    area_id: str
+    slot_start_ns: int
+    orders: tuple[Order, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderResult:
+    """The market's word on one order."""
+
+    client_order_id: str
+    status: OrderStatus
+    reason: RejectReason | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderBatchResult:
+    """Answer to :class:`OrderBatch`, one result an order, in the same order. Given after the journal is durable."""
+
+    slot_start_ns: int
+    results: tuple[OrderResult, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MarketRules:
+    """What a participant has to know to trade; an event, repeated at every slot."""
+
+    area_id: str
+    slot_s: int
+    gate_open_s: int
+    """Seconds before the slot's start at which orders are first taken."""
+    gate_close_s: int
+    """Seconds before the slot's start at which the book is closed and cleared."""
+    currency: str
+    feed_in_ticks: int
+    """What the retailer pays for energy nobody in the area bought."""
+    halted: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commitment:
+    """A participant's own result of one slot: binding. Sent until acknowledged."""
+
+    participant_id: str
+    area_id: str
+    slot_start_ns: int
+    slot_s: int
+    net_wh: int
+    """Positive bought, negative sold."""
+    clearing_price_ticks: int | None
+    trades: tuple[Trade, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitmentQuery:
+    """A gateway that was away asks for its commitments from a time on."""
+
+    participant_id: str
+    from_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitmentList:
+    """Answer to :class:`CommitmentQuery`."""
+
+    commitments: tuple[Commitment, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForecastIssued:
+    """New forecasts of a site; an event on the forecasting agent's topic and also sent to the site."""
+
+    forecasts: tuple[Forecast, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strategy:
+    """Settings from the cloud side of a producer or consumer agent, held inside the site's own limits."""
+
+    site_id: str
+    expires_ns: int
+    """UTC; afterwards the site's own settings stand."""
+    reserve_soc_percent: float
+    """Charge kept for the site's own emergencies."""
+    peak_limit_w: float | None
+    """Wanted upper limit of import, by peak shaving; none for no wish."""
+    trade: bool
+    rationale: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acknowledged:
+    """The receiver has it, found it valid and keeps it. The second answer, if any, is a message of its own."""
+
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """The receiver will not do it; ``error`` is a stable word, ``retryable`` says whether asking again can help."""
+
+    error: str
+    detail: str
+    retryable: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayStatus:
+    """Health of a gateway; an event every few seconds, for the console. Nothing depends on it."""
+
+    site_id: str
+    session: str
+    time_ns: int
+    cycles: int
+    cycle_overrun_max_ms: float
+    records_measured: int
+    batches_pending: int
+    commands_sent: int
+    commands_applied: int
+    commands_expired: int
+    frequency_hz: float | None
+    rocof_hz_per_s: float | None
+    frequency_events: int
+    resident_mb: float
+    cpu_s: float
+    plan_source: str
+    """What the agents follow now: ``market``, ``plan``, ``tariff`` or ``self-consumption``."""
+
+
+Message = (
+    SiteAnnouncement
+    | TelemetryAck
+    | IntervalEnergy
+    | OrderBatch
+    | OrderBatchResult
+    | MarketRules
+    | Commitment
+    | CommitmentQuery
+    | CommitmentList
+    | ForecastIssued
+    | Strategy
+    | DemandResponseEvent
+    | DemandResponseOffer
+    | DemandResponseDispatch
+    | FrequencyEvent
+    | GridEvent
+    | Alarm
+    | Decision
+    | Acknowledged
+    | Refused
+    | GatewayStatus
+)
+
+MESSAGE_TYPES: dict[str, type[Message]] = {
+    "wattmesh.site.announcement.v1": SiteAnnouncement,
+    "wattmesh.telemetry.ack.v1": TelemetryAck,
+    "wattmesh.metering.interval.v1": IntervalEnergy,
+    "wattmesh.market.orders.v1": OrderBatch,
+    "wattmesh.market.orders.result.v1": OrderBatchResult,
+    "wattmesh.market.rules.v1": MarketRules,
+    "wattmesh.market.commitment.v1": Commitment,
+    "wattmesh.market.commitment.query.v1": CommitmentQuery,
+    "wattmesh.market.commitment.list.v1": CommitmentList,
+    "wattmesh.forecast.issued.v1": ForecastIssued,
+    "wattmesh.strategy.v1": Strategy,
+    "wattmesh.dr.event.v1": DemandResponseEvent,
+    "wattmesh.dr.offer.v1": DemandResponseOffer,
+    "wattmesh.dr.dispatch.v1": DemandResponseDispatch,
+    "wattmesh.frequency.event.v1": FrequencyEvent,
+    "wattmesh.grid.event.v1": GridEvent,
+    "wattmesh.alarm.v1": Alarm,
+    "wattmesh.decision.v1": Decision,
+    "wattmesh.acknowledged.v1": Acknowledged,
+    "wattmesh.refused.v1": Refused,
+    "wattmesh.gateway.status.v1": GatewayStatus,
+}
+
+TYPE_NAMES: dict[type[Message], str] = {cls: name for name, cls in MESSAGE_TYPES.items()}
+
+SIGNED_TYPES: frozenset[type[Message]] = frozenset(
+    {OrderBatch, Commitment, Strategy, DemandResponseDispatch, DemandResponseOffer}
+)
+"""What moves power or money: refused without a valid signature."""

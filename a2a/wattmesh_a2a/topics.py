@@ -1,0 +1,60 @@
+"""Topics of the A2A-over-MQTT profile (v0.1), with the prefix as a setting, and our telemetry topic.
+
+On AWS IoT Core nobody may create topics that begin with ``$`` (hence ``a2a/v1`` instead of the profile's ``$a2a/v1``),
+a topic has at most 7 slashes and 256 bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wattmesh_a2a.envelope import Address
+from wattmesh_a2a.errors import InvalidMessageError
+
+MAX_SLASHES = 7
+MAX_TOPIC_BYTES = 256
+MAX_PAYLOAD_BYTES = 100_000
+"""Under every limit we know of (AWS IoT Core: 128 KB)."""
+
+
+def checked(topic: str) -> str:
+    """``topic`` itself if it is legal on every broker we support; raises :class:`InvalidMessageError`."""
+    if topic.count("/") > MAX_SLASHES or len(topic.encode()) > MAX_TOPIC_BYTES:
+        raise InvalidMessageError(f"topic {topic!r} has more than {MAX_SLASHES} slashes or {MAX_TOPIC_BYTES} bytes")
+    return topic
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Topics:
+    """All topics under one prefix."""
+
+    prefix: str = "a2a/v1"
+    telemetry_prefix: str = "wattmesh/v1"
+
+    def discovery(self, agent: Address) -> str:
+        """Retained agent card; also where the will says that the agent is gone."""
+        return checked(f"{self.prefix}/discovery/{agent}")
+
+    def request(self, agent: Address) -> str:
+        """Where ``agent`` takes requests."""
+        return checked(f"{self.prefix}/request/{agent}")
+
+    def event(self, agent: Address) -> str:
+        """Where ``agent`` publishes events."""
+        return checked(f"{self.prefix}/event/{agent}")
+
+    def reply(self, agent: Address, suffix: str) -> str:
+        """Where ``agent`` takes the answers to its requests."""
+        return checked(f"{self.prefix}/reply/{agent}/{suffix}")
+
+    def telemetry(self, org: str, site_id: str, stream: str) -> str:
+        """Where a gateway publishes its batches."""
+        return checked(f"{self.telemetry_prefix}/telemetry/{org}/{site_id}/{stream}")
+
+    def parse_telemetry(self, topic: str) -> tuple[str, str, str]:
+        """Org, site and stream of a telemetry topic; raises :class:`InvalidMessageError`."""
+        head = f"{self.telemetry_prefix}/telemetry/"
+        parts = topic.removeprefix(head).split("/")
+        if not topic.startswith(head) or len(parts) != 3:
+            raise InvalidMessageError(f"{topic!r} is no telemetry topic")
+        return parts[0], parts[1], parts[2]

@@ -1,0 +1,79 @@
+"""The contract of a transport: it carries bytes between topics and promises nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransportLimits:
+    """What a transport cannot exceed; the delivery layer obeys."""
+
+    max_payload_bytes: int = 100_000
+    max_publishes_per_s: float | None = None
+    max_in_flight: int = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inbound:
+    """A message as it came in: nothing about it has been checked."""
+
+    topic: str
+    payload: bytes
+    response_topic: str | None = None
+    correlation_data: bytes | None = None
+    retained: bool = False
+    user_properties: tuple[tuple[str, str], ...] = field(default=())
+
+
+class Transport(Protocol):
+    """Publish and subscribe. All calls and callbacks are on the event loop's thread."""
+
+    limits: TransportLimits
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker is there now."""
+        ...
+
+    async def start(self) -> None:
+        """Begin to connect and keep connecting for good, with growing pauses; returns without waiting for success."""
+        ...
+
+    async def wait_connected(self, timeout_s: float) -> None:
+        """Return once connected; raises :class:`wattmesh_a2a.errors.UnavailableError` with the last cause."""
+        ...
+
+    async def stop(self) -> None:
+        """Disconnect in good order (the will is then published by us, not by the broker)."""
+        ...
+
+    async def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int = 1,
+        retain: bool = False,
+        expiry_s: int | None = None,
+        response_topic: str | None = None,
+        correlation_data: bytes | None = None,
+        user_properties: tuple[tuple[str, str], ...] = (),
+    ) -> None:
+        """Hand one message over.
+
+        Raises:
+            wattmesh_a2a.errors.UnavailableError: Not connected, or too many in flight. Nothing is queued in memory for
+                later: the caller owns what has to survive.
+        """
+        ...
+
+    async def subscribe(self, topic_filter: str, handler: Callable[[Inbound], None], *, qos: int = 1) -> None:
+        """Call ``handler`` for what matches, from now on and after every reconnect. Handlers return at once."""
+        ...
+
+    def on_connected(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` after every (re)connect, when the subscriptions stand again."""
+        ...
