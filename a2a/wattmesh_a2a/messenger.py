@@ -36,7 +36,9 @@ class Messenger(Protocol):
         """Stop in good order; requests under way raise ``UnavailableError``."""
         ...
 
-    async def request(self, to: Address, message: Message, *, expires_ns: int, timeout_s: float | None = None) -> Message:
+    async def request(
+        self, to: Address, message: Message, *, expires_ns: int, timeout_s: float | None = None
+    ) -> Message:
         """Send and wait for the answer, repeating with the same id until it comes.
 
         Retry pauses and ``timeout_s`` are real time; ``expires_ns`` is UTC on the injected clock. A lost answer is

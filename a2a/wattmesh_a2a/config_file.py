@@ -1,0 +1,158 @@
+"""YAML files checked against a pydantic model; every mistake names file, line, field and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from datetime import time
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from wattmesh_a2a.errors import ConfigurationError
+from wattmesh_a2a.tariff import Tariff, TariffPeriod
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+class StrictModel(BaseModel):
+    """Base of all file models: immutable, unknown fields are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _clock_time(value: object) -> object:
+    if isinstance(value, str) and value == "24:00":
+        return time(0, 0)
+    return value
+
+
+class TariffPeriodModel(StrictModel):
+    """See :class:`wattmesh_a2a.tariff.TariffPeriod`; ``from`` and ``to`` are local clock times."""
+
+    price: float = Field(allow_inf_nan=False)
+    months: tuple[Annotated[int, Field(ge=1, le=12)], ...] = tuple(range(1, 13))
+    days: Literal["all", "weekday", "weekend"] = "all"
+    start: time = Field(default=time(0, 0), alias="from")
+    end: Annotated[time, BeforeValidator(_clock_time)] = Field(default=time(0, 0), alias="to")
+
+
+class TariffModel(StrictModel):
+    """See :class:`wattmesh_a2a.tariff.Tariff`."""
+
+    feed_in_price: float = Field(allow_inf_nan=False)
+    default_price: float = Field(allow_inf_nan=False)
+    periods: tuple[TariffPeriodModel, ...] = ()
+
+    def tariff(self, time_zone: str) -> Tariff:
+        """The tariff in a site's time zone."""
+        periods = tuple(TariffPeriod(**period.model_dump()) for period in self.periods)
+        return Tariff(
+            default_price=self.default_price,
+            feed_in_price=self.feed_in_price,
+            periods=periods,
+            time_zone=time_zone,
+        )
+
+
+def load_yaml_model(path: Path, model: type[ModelT]) -> ModelT:
+    """The file at ``path`` as ``model``.
+
+    Raises:
+        ConfigurationError: The file cannot be read, is no YAML, has a key twice, or does not fit the model; the text has one
+            line a mistake: ``file:line: field: what is wrong and what is allowed``.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error}") from error
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        _refuse_double_keys(path, node)
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else 1
+        raise ConfigurationError(f"{path}:{line}: not YAML: {getattr(error, 'problem', error)}") from error
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        lines = [
+            f"{path}:{_line_of(node, detail['loc'])}: {_name(detail['loc'])}: {_explain(detail, model)}"
+            for detail in error.errors()
+        ]
+        raise ConfigurationError("\n".join(lines)) from error
+
+
+def _refuse_double_keys(path: Path, node: yaml.Node | None) -> None:
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise ConfigurationError(f"{path}:{key.start_mark.line + 1}: {key.value}: stands twice; keep one")
+            seen.add(key.value)
+            _refuse_double_keys(path, value)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _refuse_double_keys(path, value)
+
+
+def _line_of(node: yaml.Node | None, location: Sequence[int | str]) -> int:
+    """Line of the deepest part of ``location`` that the file has."""
+    line = node.start_mark.line if node else 0
+    for part in location:
+        found: yaml.Node | None = None
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == str(part):
+                    line, found = key.start_mark.line, value
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            found = node.value[part]
+            line = found.start_mark.line
+        if found is None:
+            continue  # a tag of a union, or a missing field: the parent's line stands
+        node = found
+    return line + 1
+
+
+def _name(location: Sequence[int | str]) -> str:
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text or "file"
+
+
+def _explain(detail: Any, model: type[BaseModel]) -> str:
+    kind = detail["type"]
+    if kind == "missing":
+        return "is missing"
+    if kind == "extra_forbidden":
+        known = _field_names(model)
+        name = str(detail["loc"][-1])
+        near = difflib.get_close_matches(name, known, n=1)
+        return f"unknown field; did you mean {near[0]!r}?" if near else "unknown field"
+    given = detail.get("input")
+    shown = f" (found {given!r})" if isinstance(given, str | int | float | bool) else ""
+    return f"{str(detail['msg'])[:1].lower()}{str(detail['msg'])[1:]}{shown}"
+
+
+def _field_names(model: type[BaseModel], seen: set[type[BaseModel]] | None = None) -> set[str]:
+    """Every field name (or alias) of a model and the models inside it."""
+    seen = set() if seen is None else seen
+    if model in seen:
+        return set()
+    seen.add(model)
+    names: set[str] = set()
+    for name, field in model.model_fields.items():
+        names.add(field.alias or name)
+        for inner in _models_in(field.annotation):
+            names |= _field_names(inner, seen)
+    return names
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [inner for argument in getattr(annotation, "__args__", ()) for inner in _models_in(argument)]

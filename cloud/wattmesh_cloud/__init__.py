@@ -1,0 +1,1 @@
+"""The fleet side: ingest, store, market, forecasts, grid, agents, API and console."""

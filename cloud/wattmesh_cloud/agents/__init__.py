@@ -1,0 +1,1 @@
+"""Cloud agents: policies now, language models later, typed proposals always."""

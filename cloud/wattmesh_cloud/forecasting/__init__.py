@@ -1,0 +1,1 @@
+"""Forecasts of load and production as quantiles."""

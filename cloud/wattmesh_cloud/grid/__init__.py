@@ -1,0 +1,1 @@
+"""Grid view and demand response."""

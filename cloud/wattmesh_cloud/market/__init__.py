@@ -1,0 +1,1 @@
+"""The local energy market: one deterministic writer a market area."""

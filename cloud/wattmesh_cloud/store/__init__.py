@@ -1,0 +1,1 @@
+"""Seven tables behind one interface."""

@@ -1,0 +1,1 @@
+"""The five tool services as plain typed functions."""

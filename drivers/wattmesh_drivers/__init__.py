@@ -1,0 +1,1 @@
+"""Devices: templates, and the drivers that read and write what the templates describe."""

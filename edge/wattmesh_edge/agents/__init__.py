@@ -1,0 +1,1 @@
+"""Producer and consumer agents: they propose, the arbiter decides."""

@@ -1,0 +1,1 @@
+"""Hardware in the loop: plants, servers, grid, faults, and the demo's fleet."""
