@@ -88,7 +88,9 @@ def main() -> None:
         if arguments.json:
             print(json.dumps(row))
         else:
-            print(f"{row['name']}: {row['value']} {row['unit']} (goal {row['goal']}, {'met' if row['met'] else 'missed'})")
+            print(
+                f"{row['name']}: {row['value']} {row['unit']} (goal {row['goal']}, {'met' if row['met'] else 'missed'})"
+            )
 
 
 if __name__ == "__main__":

@@ -50,8 +50,13 @@ class Messenger(Protocol):
         """
         ...
 
-    def on_request(self, kind: type[M], handler: RequestHandler, *, as_agent: Address | None = None) -> None:
-        """Answer requests of this type, sent to ``address`` (or to ``as_agent``, an address also served here)."""
+    def on_request(
+        self, kind: type[M], handler: RequestHandler, *, as_agent: Address | None = None, idempotent: bool = False
+    ) -> None:
+        """Answer requests of this type, sent to ``address`` (or to ``as_agent``, an address also served here).
+
+        With ``idempotent`` a repetition is handled again and no answer is stored: for what changes nothing the second time.
+        """
         ...
 
     async def emit(self, message: Message, *, as_agent: Address | None = None, valid_for_s: float = 60.0) -> None:
@@ -82,5 +87,5 @@ class Messenger(Protocol):
         ...
 
     def counters(self) -> Mapping[str, int]:
-        """Monotonic counts: sent, received, retried, duplicate, expired, invalid, unsigned, oversized, refused…"""
+        """Monotonic counts: sent, received, retried, duplicate, expired, invalid, unsigned, refused and more."""
         ...

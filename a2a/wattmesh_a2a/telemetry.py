@@ -16,6 +16,7 @@ import zlib
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from wattmesh_a2a.errors import InvalidMessageError
 
@@ -96,23 +97,30 @@ def decode(frame: bytes) -> ColumnBatch | RecordBatch:
         (size,) = struct.unpack_from("<I", body)
         header = json.loads(body[4 : 4 + size])
         rest = memoryview(body)[4 + size :]
-        common = {
-            "site_id": _text(header["site"]),
-            "session": _text(header["session"]),
-            "stream": _text(header["stream"]),
-            "sequence": _count(header["sequence"], 2**62),
-        }
+        identity = _Identity(
+            _text(header["site"]), _text(header["session"]), _text(header["stream"]), _count(header["sequence"], 2**62)
+        )
         if frame[3:4] == _RECORDS:
             lines = tuple(bytes(rest).split(b"\n")) if rest else ()
-            return RecordBatch(**common, lines=lines)
+            return RecordBatch(
+                site_id=identity.site, session=identity.session, stream=identity.stream,
+                sequence=identity.sequence, lines=lines,
+            )  # fmt: skip
         if frame[3:4] == _COLUMNS:
-            return _decode_columns(common, header, rest)
+            return _decode_columns(identity, header, rest)
     except (zlib.error, struct.error, ValueError, KeyError, TypeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidMessageError(f"telemetry frame is damaged: {error}") from error
     raise InvalidMessageError("telemetry frame of an unknown kind")
 
 
-def _decode_columns(common: dict[str, object], header: dict[str, object], rest: memoryview) -> ColumnBatch:
+class _Identity(NamedTuple):
+    site: str
+    session: str
+    stream: str
+    sequence: int
+
+
+def _decode_columns(identity: _Identity, header: dict[str, object], rest: memoryview) -> ColumnBatch:
     names = header["columns"]
     if not isinstance(names, list) or len(names) > _MAX_COLUMNS:
         raise InvalidMessageError("telemetry frame has too many columns")
@@ -139,7 +147,10 @@ def _decode_columns(common: dict[str, object], header: dict[str, object], rest: 
         values.append(column)
         qualities.append(quality)
     return ColumnBatch(
-        **common,  # type: ignore[arg-type]  # built with checked types just above
+        site_id=identity.site,
+        session=identity.session,
+        stream=identity.stream,
+        sequence=identity.sequence,
         columns=columns,
         times_ns=array("q", [first + offset * 1_000_000 for offset in offsets]),
         values=tuple(values),

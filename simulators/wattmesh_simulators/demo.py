@@ -226,7 +226,9 @@ async def _broker(options: DemoOptions, stack: contextlib.AsyncExitStack) -> str
         try:
             _, writer = await asyncio.wait_for(asyncio.open_connection(parts.hostname, parts.port or 1883), 5)
         except (OSError, TimeoutError) as error:
-            raise UnavailableError(f"no broker answers at {options.broker} ({error}); start it, or leave --broker out") from error
+            raise UnavailableError(
+                f"no broker answers at {options.broker} ({error}); start it, or leave --broker out"
+            ) from error
         writer.close()
         return options.broker
     process = provision_broker(options.state / "broker", free_ports(1)[0])

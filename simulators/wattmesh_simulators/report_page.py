@@ -30,9 +30,7 @@ def render_page(report: Mapping[str, Any]) -> str:
     """The whole page."""
     cost, currency = report["fleet"]["cost"], report["currency"]
     title = f"{report['days']:g} simulated days of {len(report['sites'])} homes"
-    verdict = (
-        '<b class="good">All checks met</b>' if report["met"] else '<b class="bad">Not every check was met</b>'
-    )
+    verdict = '<b class="good">All checks met</b>' if report["met"] else '<b class="bad">Not every check was met</b>'
     tiles = [
         ("Fleet cost", f"{cost['wattmesh']:.2f} {currency}"),
         ("against no battery", f"{-cost['saving_vs_no_battery_percent']:+.1f} %"),
@@ -103,9 +101,7 @@ def _sites(report: Mapping[str, Any], currency: str) -> str:
 
 
 def _peaks(peaks: Mapping[str, Mapping[str, float]]) -> str:
-    rows = [
-        (label, f"{peaks[key]['run_kw']:.2f}", f"{peaks[key]['mean_daily_kw']:.2f}") for key, label, _ in _LINES
-    ]
+    rows = [(label, f"{peaks[key]['run_kw']:.2f}", f"{peaks[key]['mean_daily_kw']:.2f}") for key, label, _ in _LINES]
     return _table(("", "largest of the run kW", "mean of daily peaks kW"), rows)
 
 
@@ -153,7 +149,5 @@ def _chart(series: Mapping[str, Any]) -> str:
     for key, _, colour in _LINES:
         points = " ".join(f"{x(i):.1f},{y(v):.1f}" for i, v in enumerate(lines[key]))
         parts.append(f"<polyline points='{points}' fill='none' stroke='{colour}' stroke-width='2'/>")
-    key = "".join(
-        f"<span><i style='border-color:{colour}'></i>{escape(label)}</span>" for _, label, colour in _LINES
-    )
+    key = "".join(f"<span><i style='border-color:{colour}'></i>{escape(label)}</span>" for _, label, colour in _LINES)
     return "".join(parts) + f"</svg><p class='key soft'>{key}</p><p class=soft>Import is positive, export negative.</p>"

@@ -38,6 +38,10 @@ class Transport(Protocol):
         """Whether the broker is there now."""
         ...
 
+    def set_will(self, topic: str, payload: bytes) -> None:
+        """What the broker publishes, retained, when this client is lost; to be called before :meth:`start`."""
+        ...
+
     async def start(self) -> None:
         """Begin to connect and keep connecting for good, with growing pauses; returns without waiting for success."""
         ...

@@ -1,0 +1,42 @@
+"""Kinds of assets as contracts: what each must measure and what it must let itself be told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from wattmesh_a2a.devices import AssetKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KindContract:
+    """What a template of a kind has to have."""
+
+    measures: frozenset[str]
+    """Points, by name and so by unit."""
+    controls: frozenset[str] = frozenset()
+
+
+KINDS: Mapping[AssetKind, KindContract] = {
+    AssetKind.INVERTER: KindContract(measures=frozenset({"active_power_w", "energy_produced_wh"})),
+    AssetKind.BATTERY: KindContract(
+        measures=frozenset({"active_power_w", "soc_percent", "energy_charged_wh", "energy_discharged_wh"}),
+        controls=frozenset({"active_power_w"}),
+    ),
+    AssetKind.METER: KindContract(
+        measures=frozenset({"active_power_w", "frequency_hz", "energy_import_wh", "energy_export_wh"})
+    ),
+    AssetKind.LOAD: KindContract(measures=frozenset({"active_power_w"})),
+    AssetKind.EV_CHARGER: KindContract(measures=frozenset({"active_power_w"}), controls=frozenset({"active_power_w"})),
+}
+
+UNITS: Mapping[str, str] = {
+    "w": "W", "va": "VA", "var": "var", "v": "V", "a": "A", "hz": "Hz", "wh": "Wh", "percent": "percent", "s": "s",
+    "degc": "degC",
+}  # fmt: skip
+
+
+def quantity_and_unit(point_id: str) -> tuple[str, str]:
+    """Split a point's name: ``active_power_w`` is ``active_power`` in ``W``; a name without a unit is a plain number."""
+    head, _, tail = point_id.rpartition("_")
+    return (head, UNITS[tail]) if head and tail in UNITS else (point_id, "")

@@ -1,0 +1,178 @@
+"""A device as data: the format of ``firmware_configs/devices/*.yaml``, checked down to the line.
+
+``python -m wattmesh_drivers.template`` prints the JSON schema that editors use (``firmware_configs/device.schema.json``).
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+from wattmesh_a2a.config_file import StrictModel, load_yaml_model
+from wattmesh_a2a.devices import AssetKind
+from wattmesh_a2a.errors import ConfigurationError
+
+from wattmesh_drivers.kinds import KINDS
+
+RegisterType = Literal["u16", "s16", "u32", "s32", "u64", "s64", "f32", "f64"]
+OpcUaType = Literal["double", "float", "int16", "uint16", "int32", "uint32", "int64", "uint64", "boolean"]
+
+
+class ConnectionNeeds(StrictModel):
+    """What a device asks of whoever talks to it."""
+
+    max_registers: int = Field(default=120, ge=2, le=125, description="registers in one request")
+    connect_delay_ms: int = Field(default=0, ge=0, le=10_000, description="pause after the connection is made")
+    request_gap_ms: int = Field(default=0, ge=0, le=10_000, description="pause between two requests")
+    timeout_ms: int = Field(default=1000, ge=50, le=60_000, description="longest wait for an answer")
+    single_client: bool = Field(default=False, description="the device serves one connection at a time")
+    refresh_ms: int | None = Field(default=None, ge=1, description="how often the device renews its values")
+
+
+class PointModel(StrictModel):
+    """One point. Which of the address fields it has follows from the template's protocol."""
+
+    id: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="name with its unit, unique in the template")
+    function: Literal[3, 4] | None = Field(default=None, description="Modbus function that reads it")
+    write_function: Literal[6, 16] | None = Field(default=None, description="Modbus function that writes it")
+    address: int | None = Field(default=None, ge=0, le=65535, description="0-based register address")
+    type: RegisterType | OpcUaType | None = None
+    word_order: Literal["big", "little"] = Field(default="big", description="which word of a wide value comes first")
+    scale: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="value = raw × scale × sign")
+    sign: Literal[1, -1] = 1
+    resolution: float | None = Field(default=None, gt=0, description="step of the value; default: scale of integers")
+    sentinel: int | None = Field(default=None, description="raw value that means: no data")
+    sync: str | None = Field(default=None, description="points of one name are read in one request")
+    model: int | None = Field(default=None, description="SunSpec model")
+    group: str | None = Field(default=None, description="SunSpec group inside the model")
+    index: int = Field(default=0, ge=0, description="which repetition of the group")
+    point: str | None = Field(default=None, description="SunSpec point")
+    node: str | None = Field(default=None, description="OPC UA node id without its namespace, like s=Name")
+    minimum: float | None = None
+    maximum: float | None = None
+
+
+class StepModel(StrictModel):
+    """One write of a control."""
+
+    setting: str
+    value: float | Literal["target"]
+
+
+class WatchdogModel(StrictModel):
+    """The setting whose rewriting keeps the device from falling back."""
+
+    setting: str
+    seconds: float = Field(gt=0)
+
+
+class ControlModel(StrictModel):
+    """How a control is carried out."""
+
+    steps: tuple[StepModel, ...] = Field(min_length=1)
+    readback: str | None = None
+    reflex: str | None = Field(default=None, description="the setting the reflex may write between two cycles")
+    watchdog: WatchdogModel | None = None
+    storage: Literal["volatile", "flash"] = "volatile"
+    writes_per_day: int | None = Field(default=None, ge=1, description="budget, for settings kept in flash")
+    minimum_interval_ms: int = Field(default=0, ge=0)
+    minimum: float | None = None
+    maximum: float | None = None
+
+
+class Template(StrictModel):
+    """One family of devices."""
+
+    template: Literal[1]
+    id: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    kind: AssetKind
+    manufacturer: str
+    products: tuple[str, ...]
+    protocol: Literal["modbus", "sunspec", "opcua"]
+    connection: ConnectionNeeds = ConnectionNeeds()
+    namespace: str | None = Field(default=None, description="OPC UA namespace URI of the nodes")
+    points: tuple[PointModel, ...] = Field(min_length=1)
+    settings: tuple[PointModel, ...] = ()
+    controls: dict[str, ControlModel] = {}
+    safe_state: dict[str, float] = {}
+    sources: tuple[str, ...] = Field(min_length=1)
+    caveats: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Template:
+        """Names exist once and are known, addresses fit the protocol, the kind's contract is met."""
+        names = [point.id for point in (*self.points, *self.settings)]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"point {name!r} stands twice")
+        needed = {"modbus": ("function", "address", "type"), "sunspec": ("model", "point"), "opcua": ("node", "type")}
+        for point in (*self.points, *self.settings):
+            for field in needed[self.protocol]:
+                if getattr(point, field) is None:
+                    raise ValueError(f"point {point.id!r} needs {field!r}, as the protocol is {self.protocol}")
+        if self.protocol == "opcua" and not self.namespace:
+            raise ValueError("an OPC UA template needs the namespace's URI")
+        settings = {point.id for point in self.settings}
+        for name, control in self.controls.items():
+            used = [step.setting for step in control.steps]
+            used += [control.readback] if control.readback else []
+            used += [control.reflex] if control.reflex else []
+            used += [control.watchdog.setting] if control.watchdog else []
+            for setting in used:
+                if setting not in settings:
+                    raise ValueError(f"control {name!r} uses {setting!r}, which is not among the settings")
+            if not any(step.value == "target" for step in control.steps):
+                raise ValueError(f"control {name!r} never writes its target")
+            if control.storage == "flash" and control.writes_per_day is None:
+                raise ValueError(f"control {name!r} writes to flash and needs writes_per_day")
+        for name in self.safe_state:
+            if name not in self.controls:
+                raise ValueError(f"safe_state names {name!r}, which is no control of this template")
+        contract = KINDS[self.kind]
+        for name in contract.measures - set(names):
+            raise ValueError(f"a {self.kind} must measure {name!r}")
+        for name in contract.controls - set(self.controls):
+            raise ValueError(f"a {self.kind} must have the control {name!r}")
+        for name in contract.controls - set(self.safe_state):
+            raise ValueError(f"safe_state must say what {name!r} is when nobody asks")
+        return self
+
+    def setting(self, setting_id: str) -> PointModel:
+        """The writable point of that name."""
+        return next(setting for setting in self.settings if setting.id == setting_id)
+
+
+def template_ids() -> list[str]:
+    """Names of all templates that come with WattMesh."""
+    folder = importlib.resources.files("firmware_configs") / "devices"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+@cache
+def load_template(name: str) -> Template:
+    """A template by its name, or by the path of a file of one's own (ending in ``.yaml``).
+
+    Raises:
+        ConfigurationError: There is none, or the file breaks the format; file, line and field are named.
+    """
+    if name.endswith(".yaml"):
+        return load_yaml_model(Path(name), Template)
+    if name not in template_ids():
+        raise ConfigurationError(f"there is no device template {name!r}; there are: {', '.join(template_ids())}")
+    path = importlib.resources.files("firmware_configs") / "devices" / f"{name}.yaml"
+    with importlib.resources.as_file(path) as file:
+        return load_yaml_model(file, Template)
+
+
+def schema_text() -> str:
+    """The JSON schema of a template file."""
+    return json.dumps(Template.model_json_schema(), indent=1, sort_keys=True) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(schema_text())
