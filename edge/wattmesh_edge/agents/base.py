@@ -1,0 +1,226 @@
+"""What producer and consumer share: the site's view of the coming day, and the battery policy that follows from it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from wattmesh_a2a.clock import NS_PER_S
+from wattmesh_a2a.control import GRID_CONNECTION, Bounds, Priority, Proposal
+from wattmesh_a2a.forecast import Forecast
+from wattmesh_a2a.grid import DemandResponseDispatch
+from wattmesh_a2a.market import Order
+from wattmesh_a2a.messages import Commitment, IntervalEnergy, MarketRules, Strategy
+from wattmesh_a2a.tariff import Tariff, slot_start_ns
+
+from wattmesh_edge.agents.planner import (
+    Storage,
+    ValueOfStorage,
+    battery_policy,
+    expected_grid_wh,
+    value_of_storage,
+)
+from wattmesh_edge.image import SiteImage
+
+log = logging.getLogger(__name__)
+
+SLOT_S = 900
+SLOT_NS = SLOT_S * NS_PER_S
+HORIZON_SLOTS = 96
+_PROFILE_WEIGHT = 0.25
+"""Of a new day in the seasonal profile: about a week of memory."""
+_LEASE_PERIODS = 4
+
+
+@dataclass(slots=True, kw_only=True)
+class Outlook:
+    """What the agents know of the coming day; filled by messages and by the site's own meters."""
+
+    tariff: Tariff
+    storage: Storage
+    trade: bool
+    forecasts: dict[str, Forecast] = field(default_factory=dict)
+    """Newest of each quantity from the cloud."""
+    profile: dict[int, tuple[float, float]] = field(default_factory=dict)
+    """Own record: slot of the day (UTC) → mean load and PV, Wh; used when the cloud's forecast does not reach."""
+    rules: MarketRules | None = None
+    commitments: dict[int, Commitment] = field(default_factory=dict)
+    """By start of slot."""
+    dispatches: dict[str, DemandResponseDispatch] = field(default_factory=dict)
+    strategy: Strategy | None = None
+    value: ValueOfStorage | None = None
+    net_wh: tuple[float, ...] = ()
+    grid_wh: tuple[float, ...] = ()
+    """Expected exchange with the grid of the slots from ``value.start_ns`` on."""
+    source: str = "self-consumption"
+
+    def learn(self, interval: IntervalEnergy) -> None:
+        """Take a finished slot into the seasonal profile."""
+        if not interval.complete:
+            return
+        slot = interval.slot_start_ns // SLOT_NS % (86_400 // SLOT_S)
+        load, pv = self.profile.get(slot, (float(interval.load_wh), float(interval.pv_wh)))
+        self.profile[slot] = (
+            load + _PROFILE_WEIGHT * (interval.load_wh - load),
+            pv + _PROFILE_WEIGHT * (interval.pv_wh - pv),
+        )
+
+    def median(self, quantity: str, slot_ns: int) -> float | None:
+        """The cloud's expected energy of a slot; none where its forecast does not reach."""
+        forecast = self.forecasts.get(quantity)
+        if forecast is None or forecast.slot_s != SLOT_S:
+            return None
+        index = (slot_ns - forecast.start_ns) // SLOT_NS
+        if not 0 <= index < len(forecast.values):
+            return None
+        row = forecast.values[index]
+        return row[min(range(len(row)), key=lambda level: abs(forecast.levels[level] - 0.5))]
+
+    def expected_net_wh(self, slot_ns: int) -> tuple[float, str] | None:
+        """Expected load less PV of a slot and where it comes from; none where nothing is known."""
+        load, pv = self.median("load_wh", slot_ns), self.median("pv_wh", slot_ns)
+        if load is not None and pv is not None:
+            return load - pv, "plan"
+        own = self.profile.get(slot_ns // SLOT_NS % (86_400 // SLOT_S))
+        return None if own is None else (own[0] - own[1], "tariff")
+
+    def plan(self, now_ns: int, stored_wh: float | None) -> None:
+        """Value the battery for the coming day; without any expectation there is no plan and self-consumption stands."""
+        start = slot_start_ns(now_ns, SLOT_S)
+        expected = [self.expected_net_wh(start + index * SLOT_NS) for index in range(HORIZON_SLOTS)]
+        known = list(_until_unknown(expected))
+        if len(known) < 4 or stored_wh is None:
+            self.value, self.net_wh, self.grid_wh, self.source = None, (), (), "self-consumption"
+            return
+        self.net_wh = tuple(net for net, _ in known)
+        self.source = known[0][1]
+        prices = [self.tariff.import_price_ticks(start + index * SLOT_NS) for index in range(len(known))]
+        feed_in = self.tariff.feed_in_ticks()
+        self.value = value_of_storage(self.storage, self.net_wh, prices, feed_in, start_ns=start, slot_s=SLOT_S)
+        self.grid_wh = tuple(expected_grid_wh(self.storage, self.value, stored_wh, self.net_wh, prices, feed_in))
+
+    def forget_before(self, now_ns: int) -> None:
+        """Drop what is over."""
+        self.commitments = {s: c for s, c in self.commitments.items() if s + 2 * SLOT_NS > now_ns}
+        self.dispatches = {i: d for i, d in self.dispatches.items() if d.end_ns > now_ns}
+        if self.strategy is not None and self.strategy.expires_ns <= now_ns:
+            self.strategy = None
+
+
+def _until_unknown(expected: Iterable[tuple[float, str] | None]) -> Iterable[tuple[float, str]]:
+    for one in expected:
+        if one is None:
+            return
+        yield one
+
+
+class SiteAgent:
+    """A producer or consumer agent: it proposes, and has no other power.
+
+    Args:
+        name: ``producer`` or ``consumer``.
+        site_id: The site.
+        outlook: What is known, shared with the other agent.
+        period_s: Of the control cycle; proposals are leased for a few of them.
+        peak_limit_w: Wished upper limit of import from the site file.
+    """
+
+    def __init__(
+        self, name: str, site_id: str, outlook: Outlook, *, period_s: float, peak_limit_w: float | None = None
+    ) -> None:
+        self.name = name
+        self.site_id = site_id
+        self.outlook = outlook
+        self._lease_ns = round(_LEASE_PERIODS * period_s * NS_PER_S)
+        self._peak_limit_w = peak_limit_w
+        self._bought_or_sold: dict[int, float] = {}
+
+    def propose(self, image: SiteImage, traded_wh: float) -> list[Proposal]:
+        """What this agent wants now.
+
+        Args:
+            image: The site.
+            traded_wh: Grid energy of the running slot so far, from the meter.
+        """
+        proposals = self._battery(image, traded_wh)
+        proposals += self._demand_response(image)
+        limit = self._peak_limit()
+        if limit is not None:
+            proposals.append(self._bounds(image, Priority.PREFERENCE, -1e9, limit, "peak shaving"))
+        return proposals
+
+    def _battery(self, image: SiteImage, traded_wh: float) -> list[Proposal]:
+        """The battery policy around what was bought or sold for this slot."""
+        rest, stored = image.rest_power_w, stored_energy_wh(image, self.outlook.storage)
+        if rest is None or stored is None:
+            return []
+        outlook, now = self.outlook, image.time_ns
+        slot = slot_start_ns(now, SLOT_S)
+        commitment = outlook.commitments.get(slot)
+        committed_w = 0.0
+        priority, source = Priority.PLAN, f"{self.name}:{outlook.source}"
+        if commitment is not None and commitment.net_wh:
+            # What is still to be delivered, over the time that is left (not below a minute: no jolt at the end).
+            left_h = max(slot + SLOT_NS - now, 60 * NS_PER_S) / 3.6e12
+            committed_w = (commitment.net_wh - traded_wh) / left_h
+            priority, source = Priority.MARKET_COMMITMENT, f"{self.name}:market"
+        slope = outlook.value.slope_ticks(now, stored) if outlook.value is not None else None
+        price, feed_in = outlook.tariff.import_price_ticks(now), outlook.tariff.feed_in_ticks()
+        power = battery_policy(rest - committed_w, stored, outlook.storage, slope, price, feed_in)
+        return [
+            Proposal(
+                asset_id=GRID_CONNECTION,
+                priority=priority,
+                source=source,
+                expires_ns=image.monotonic_ns + self._lease_ns,
+                target_w=rest + power,
+            )
+        ]
+
+    def _demand_response(self, image: SiteImage) -> list[Proposal]:
+        proposals = []
+        for dispatch in self.outlook.dispatches.values():
+            if dispatch.start_ns <= image.time_ns < dispatch.end_ns and dispatch.power_w:
+                level = dispatch.baseline_w + dispatch.power_w
+                low, high = (-1e9, float(level)) if dispatch.power_w < 0 else (float(level), 1e9)
+                reason = f"demand response {dispatch.event_id}"
+                proposals.append(self._bounds(image, Priority.GRID_INSTRUCTION, low, high, reason))
+        return proposals
+
+    def _bounds(self, image: SiteImage, priority: Priority, low: float, high: float, reason: str) -> Proposal:
+        return Proposal(
+            asset_id=GRID_CONNECTION,
+            priority=priority,
+            source=f"{self.name}:{reason}",
+            expires_ns=image.monotonic_ns + self._lease_ns,
+            bounds=Bounds(min_w=low, max_w=high, reason=reason),
+        )
+
+    def _peak_limit(self) -> float | None:
+        wishes = [self._peak_limit_w, self.outlook.strategy.peak_limit_w if self.outlook.strategy else None]
+        known = [wish for wish in wishes if wish is not None]
+        return min(known) if known else None
+
+    def orders(self, slot_ns: int, grid_wh: float) -> list[Order]:
+        """Orders for a coming slot in which the site expects to exchange ``grid_wh`` with the grid."""
+        raise NotImplementedError
+
+    def _order(self, slot_ns: int, **terms: object) -> Order:
+        assert self.outlook.rules is not None
+        return Order(
+            client_order_id=f"{self.site_id}-{slot_ns // NS_PER_S}-{self.name}",
+            participant_id=self.site_id,
+            area_id=self.outlook.rules.area_id,
+            slot_start_ns=slot_ns,
+            **terms,  # type: ignore[arg-type]  # side, quantity and price, by the two callers
+        )
+
+
+def stored_energy_wh(image: SiteImage, storage: Storage) -> float | None:
+    """Energy in all batteries, taking them as one; none when a state of charge is unknown."""
+    states = [battery.soc_percent for battery in image.batteries.values()]
+    known = [soc for soc in states if soc is not None]
+    if not known or len(known) != len(states):
+        return None
+    return sum(known) / len(known) / 100 * storage.energy_wh

@@ -1,0 +1,195 @@
+"""The site file: what is there, what it may do, who it talks to. Every mistake names file, line and field."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+from wattmesh_a2a.config_file import StrictModel, TariffModel, load_yaml_model
+from wattmesh_a2a.devices import AssetKind
+from wattmesh_a2a.errors import ConfigurationError
+from wattmesh_a2a.tariff import Tariff
+from wattmesh_a2a.transports.mqtt import parse_broker_url
+from wattmesh_drivers.factory import ConnectionModel
+from wattmesh_drivers.template import Template, load_template
+
+_NAME = r"^[A-Za-z0-9_.-]{1,64}$"
+
+
+class GridConnectionModel(StrictModel):
+    """Limits of the connection, positive magnitudes."""
+
+    import_limit_w: float = Field(gt=0)
+    export_limit_w: float = Field(ge=0)
+
+
+class DeviceModel(StrictModel):
+    """One device and where it is."""
+
+    id: str = Field(pattern=_NAME)
+    template: str
+    connection: ConnectionModel
+    rated_power_w: float | None = Field(default=None, gt=0)
+    rated_energy_wh: float | None = Field(default=None, gt=0)
+    role: Literal["grid"] | None = Field(default=None, description="the meter at the grid connection")
+
+
+class MarketModel(StrictModel):
+    """The local market this site is a participant of."""
+
+    area: str
+    trade: bool = True
+
+
+class ControlModel(StrictModel):
+    """The control cycle."""
+
+    period_s: float = Field(default=1.0, ge=0.1, le=60)
+    reserve_soc_percent: float = Field(default=5.0, ge=0, le=100)
+    peak_limit_w: float | None = Field(default=None, gt=0, description="wished upper limit of import")
+
+
+class FrequencySourceModel(StrictModel):
+    """Where the reflex listens."""
+
+    device: str
+    point: str = "frequency_hz"
+    poll_ms: int = Field(default=20, ge=5, le=1000)
+
+
+class FrequencyResponseModel(StrictModel):
+    """What the reflex may move."""
+
+    device: str
+    profile: str
+
+
+class FrequencyModel(StrictModel):
+    """The reflex."""
+
+    nominal_hz: Literal[50, 60] = 60
+    source: FrequencySourceModel
+    response: FrequencyResponseModel | None = None
+
+
+class MessagingModel(StrictModel):
+    """The way to the cloud. Secrets are files."""
+
+    broker: str
+    signing_key: Path
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    prefix: str = "a2a/v1"
+
+
+class SiteModel(StrictModel):
+    """A site file."""
+
+    version: Literal[1]
+    site: str = Field(pattern=_NAME)
+    org: str = Field(pattern=_NAME)
+    time_zone: str = "UTC"
+    currency: str = "EUR"
+    connection: GridConnectionModel
+    tariff: TariffModel
+    devices: tuple[DeviceModel, ...] = Field(min_length=1)
+    agents: tuple[Literal["producer", "consumer"], ...] = ("producer", "consumer")
+    market: MarketModel | None = None
+    control: ControlModel = ControlModel()
+    frequency: FrequencyModel | None = None
+    messaging: MessagingModel
+    state: Path
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SiteModel:
+        """What one field says has to fit the others."""
+        names = [device.id for device in self.devices]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"devices: {name!r} stands twice")
+        if sum(device.role == "grid" for device in self.devices) != 1:
+            raise ValueError("devices: exactly one meter needs role: grid")
+        if self.frequency is not None:
+            for field, name in (("source", self.frequency.source.device),) + (
+                (("response", self.frequency.response.device),) if self.frequency.response else ()
+            ):
+                if name not in names:
+                    raise ValueError(f"frequency.{field}.device: {name!r} is none of the devices {', '.join(names)}")
+        return self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """A checked site: the file, its templates, and paths that can be used."""
+
+    model: SiteModel
+    templates: dict[str, Template]
+    tariff: Tariff
+    state: Path
+    signing_key: Path
+
+    @property
+    def grid_meter(self) -> str:
+        """The device at the grid connection."""
+        return next(device.id for device in self.model.devices if device.role == "grid")
+
+    def devices_of(self, kind: AssetKind) -> list[str]:
+        """Devices of a kind."""
+        return [name for name, template in self.templates.items() if template.kind is kind]
+
+
+def load_site(path: Path) -> Site:
+    """The site of a file; raises :class:`ConfigurationError` naming file, line and field. Nothing is started by it."""
+    model = load_yaml_model(path, SiteModel)
+    templates: dict[str, Template] = {}
+    for index, device in enumerate(model.devices):
+        try:
+            templates[device.id] = load_template(device.template)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{path}: devices[{index}].template: {error}") from error
+        template = templates[device.id]
+        where = f"{path}: devices[{index}]"
+        if template.protocol == "opcua" and device.connection.url is None:
+            raise ConfigurationError(f"{where}.connection: {template.id} needs url (opc.tcp://host:port)")
+        if template.protocol != "opcua" and device.connection.host is None:
+            raise ConfigurationError(f"{where}.connection: {template.id} needs host")
+        if template.kind is AssetKind.BATTERY and (device.rated_power_w is None or device.rated_energy_wh is None):
+            raise ConfigurationError(f"{where}: a battery needs rated_power_w and rated_energy_wh")
+        if device.role == "grid" and template.kind is not AssetKind.METER:
+            raise ConfigurationError(f"{where}.role: grid is for a meter, and {template.id} is a {template.kind}")
+    if model.frequency is not None:
+        _check_frequency(path, model.frequency, templates)
+    parse_broker_url(model.messaging.broker)
+    tariff = model.tariff.tariff(model.time_zone)
+    tariff.zone()
+    base = path.parent
+    return Site(
+        model=model,
+        templates=templates,
+        tariff=tariff,
+        state=(base / model.state).resolve(),
+        signing_key=(base / model.messaging.signing_key).resolve(),
+    )
+
+
+def _check_frequency(path: Path, model: FrequencyModel, templates: dict[str, Template]) -> None:
+    source = templates[model.source.device]
+    points = {point.id for point in source.points}
+    if model.source.point not in points:
+        raise ConfigurationError(
+            f"{path}: frequency.source.point: {source.id} has no {model.source.point!r}; it has {', '.join(sorted(points))}"
+        )
+    if source.protocol == "opcua":
+        raise ConfigurationError(f"{path}: frequency.source.device: {source.id} has no registers to listen to")
+    if model.response is None:
+        return
+    target = templates[model.response.device]
+    control = target.controls.get("active_power_w")
+    if target.kind is not AssetKind.BATTERY or control is None or control.reflex is None:
+        raise ConfigurationError(
+            f"{path}: frequency.response.device: {target.id} has no register that the reflex may write; "
+            f"leave response out to watch only"
+        )

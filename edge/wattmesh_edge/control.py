@@ -1,0 +1,208 @@
+"""The control cycle: read, freeze, ask, decide, write, record. It waits for nothing outside the site."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from wattmesh_a2a.clock import NS_PER_S, Clock
+from wattmesh_a2a.control import Applied, Clamped, Decision, Failed, Priority, Proposal, Rejected
+from wattmesh_drivers.driver import BaseDriver, Driver
+
+from wattmesh_edge.arbiter import BatteryLimits, SiteLimits, arbitrate
+from wattmesh_edge.image import ImageMaker, SiteImage
+
+log = logging.getLogger(__name__)
+
+CONTROL = "active_power_w"
+CURTAIL = "production_limit_percent"
+_DEAD_BAND_W = 10.0
+"""A setpoint that would move less is left as it is."""
+
+
+class Agent(Protocol):
+    """What the cycle asks of an agent."""
+
+    name: str
+
+    def propose(self, image: SiteImage, traded_wh: float) -> list[Proposal]:
+        """What it wants now; must not block."""
+        ...
+
+
+class FastResponse(Protocol):
+    """What the cycle needs of the reflex."""
+
+    def responding(self) -> float | None:
+        """Power it holds the battery at now, or none when it is quiet."""
+        ...
+
+    def publish(self, baseline_w: float, min_w: float, max_w: float) -> None:
+        """The setpoint to respond around, and the limits to respond in."""
+        ...
+
+
+Record = Callable[[SiteImage, Sequence[Decision], Mapping[str, str]], None]
+
+
+class ControlCycle:
+    """One site's control.
+
+    Args:
+        drivers: By device.
+        maker: Freezes what they read.
+        agents: Asked in this order.
+        batteries: Limits by device.
+        site: Limits of the connection.
+        clock: Of the cycle.
+        period_s: Of the cycle.
+        record: Called at the end of each cycle.
+        traded_wh: Grid energy of the running slot so far.
+        reflex: Frequency response by battery.
+    """
+
+    def __init__(
+        self,
+        drivers: Mapping[str, Driver],
+        maker: ImageMaker,
+        agents: Sequence[Agent],
+        batteries: Mapping[str, BatteryLimits],
+        site: SiteLimits,
+        clock: Clock,
+        *,
+        period_s: float,
+        record: Record,
+        traded_wh: Callable[[], float],
+        reflex: Mapping[str, FastResponse] | None = None,
+    ) -> None:
+        self._drivers = drivers
+        self._maker = maker
+        self._agents = agents
+        self._batteries = batteries
+        self._site = site
+        self._clock = clock
+        self._period_ns = round(period_s * NS_PER_S)
+        self._record = record
+        self._traded_wh = traded_wh
+        self._reflex = reflex or {}
+        self._held: dict[str, float] = {}
+        self._responding: set[str] = set()
+        self._curtailed = False
+        self._failing: set[str] = set()
+        self.counts: Counter[str] = Counter()
+        self.overrun_max_ns = 0
+        self.image: SiteImage | None = None
+
+    async def run(self) -> None:
+        """Cycle for ever, on multiples of the period; a cycle that was missed is not made up for."""
+        with self._clock.runner():
+            while True:
+                now = self._clock.monotonic_ns()
+                due = now - now % self._period_ns + self._period_ns
+                await self._clock.sleep_until_ns(due)
+                self.overrun_max_ns = max(self.overrun_max_ns, self._clock.monotonic_ns() - due)
+                await self.cycle()
+
+    async def cycle(self) -> None:
+        """One cycle."""
+        await asyncio.gather(*(driver.poll() for driver in self._drivers.values()))
+        image = self.image = self._maker.make(self._clock.utc_ns(), self._clock.monotonic_ns())
+        proposals = self._ask(image)
+        decisions = arbitrate(image, proposals, self._batteries, self._site)
+        outcomes = await asyncio.gather(*(self._apply(decision) for decision in decisions))
+        await self._curtail(image)
+        names = {decision.asset_id: outcome for decision, outcome in zip(decisions, outcomes, strict=True)}
+        self.counts["cycles"] += 1
+        self._record(image, decisions, names)
+
+    def _ask(self, image: SiteImage) -> list[Proposal]:
+        """Proposals of all agents; one that fails is left out, said once, and asked again next time."""
+        proposals: list[Proposal] = []
+        for agent in self._agents:
+            try:
+                proposals += agent.propose(image, self._traded_wh())
+                self._failing.discard(agent.name)
+            except Exception:  # an agent's mistake must not end control
+                self.counts["agent_failures"] += 1
+                if agent.name not in self._failing:
+                    self._failing.add(agent.name)
+                    log.exception("agent %s failed; the site goes on without it", agent.name)
+        for battery, reflex in self._reflex.items():
+            power = reflex.responding()
+            if power is not None:
+                proposals.append(
+                    Proposal(
+                        asset_id=battery,
+                        priority=Priority.FREQUENCY_RESPONSE,
+                        source="frequency-response",
+                        expires_ns=image.monotonic_ns + self._period_ns,
+                        target_w=power,
+                    )
+                )
+        self.counts["proposals_expired"] += sum(one.expires_ns <= image.monotonic_ns for one in proposals)
+        return proposals
+
+    async def _apply(self, decision: Decision) -> str:
+        """Write one decision, unless the reflex holds the battery; what came of it."""
+        battery, target = decision.asset_id, decision.target_w
+        if target is None:
+            return "none"
+        if decision.decided_by == "frequency-response":
+            self._responding.add(battery)
+            return "Applied"
+        driver = self._drivers[battery]
+        if battery in self._responding:  # the reflex wrote in between: what the device holds is not what we wrote
+            self._responding.discard(battery)
+            self._held.pop(battery, None)
+            if isinstance(driver, BaseDriver):
+                driver.forget_written(CONTROL)
+        target = self._quiet(battery, round(target))
+        writes = driver.counters["writes"]
+        outcome = await driver.control(CONTROL, target)
+        if driver.counters["writes"] != writes or not isinstance(outcome, Applied):
+            self.counts["commands_sent"] += 1
+            self.counts[f"commands_{type(outcome).__name__.lower()}"] += 1
+        match outcome:
+            case Applied(value=value) | Clamped(value=value):
+                self._held[battery] = value
+                if (reflex := self._reflex.get(battery)) is not None:
+                    limits = self._batteries[battery]
+                    reflex.publish(value, -limits.rated_power_w, limits.rated_power_w)
+            case Rejected(reason=reason) | Failed(reason=reason):
+                self._held.pop(battery, None)
+                if battery not in self._failing:
+                    self._failing.add(battery)
+                    log.warning("%s did not take %s W: %s", battery, target, reason)
+                return type(outcome).__name__
+        self._failing.discard(battery)
+        return type(outcome).__name__
+
+    def _quiet(self, battery: str, target: float) -> float:
+        """The value that stands, where the new one is within the dead band; never across zero."""
+        held = self._held.get(battery)
+        if held is not None and abs(held - target) < _DEAD_BAND_W and (held == 0) == (target == 0):
+            return held
+        return target
+
+    async def _curtail(self, image: SiteImage) -> None:
+        """Keep the export limit by curtailing PV when the batteries could not, and let go when there is room again."""
+        inverters = [driver for driver in self._drivers.values() if CURTAIL in driver.template.controls]
+        grid, pv = image.grid_power_w, image.pv_power_w
+        if not inverters or grid is None or pv is None:
+            return
+        over_w = -grid.value - self._site.export_limit_w
+        if over_w <= 0 and not self._curtailed:
+            return
+        rated = sum(driver.asset.rated_power_w or 0.0 for driver in inverters)
+        if not rated:
+            return
+        # With room the limit rises by a tenth of the rating a cycle, with excess it falls by the excess at once.
+        percent = min(100.0, max(0.0, 100 * (-pv - over_w) / rated + (10.0 if over_w < -0.05 * rated else 0.0)))
+        self._curtailed = percent < 100.0
+        for driver in inverters:
+            outcome = await driver.control(CURTAIL, round(percent, 1))
+            self.counts["commands_sent"] += 1
+            self.counts[f"commands_{type(outcome).__name__.lower()}"] += 1

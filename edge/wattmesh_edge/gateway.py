@@ -1,0 +1,627 @@
+"""The composition root of a gateway: wires drivers, control, agents, outbox, uplink and reflex of one site together."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import resource
+import sqlite3
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from wattmesh_a2a.clock import NS_PER_S, Clock
+from wattmesh_a2a.codec import record_line
+from wattmesh_a2a.control import Decision
+from wattmesh_a2a.dedupe import SqliteDedupe
+from wattmesh_a2a.delivery import ACKNOWLEDGED, Delivery
+from wattmesh_a2a.devices import AssetKind
+from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, MARKET_AGENT, Address, Envelope
+from wattmesh_a2a.errors import ConfigurationError, ExpiredError, UnavailableError, WattmeshError
+from wattmesh_a2a.forecast import Forecast
+from wattmesh_a2a.grid import DemandResponseDispatch, DemandResponseEvent, DemandResponseOffer, FrequencyEvent
+from wattmesh_a2a.messages import (
+    AssetSummary,
+    Commitment,
+    CommitmentList,
+    CommitmentQuery,
+    ForecastIssued,
+    GatewayStatus,
+    MarketRules,
+    Message,
+    OrderBatch,
+    OrderBatchResult,
+    SiteAnnouncement,
+    Strategy,
+)
+from wattmesh_a2a.signing import KeyRing
+from wattmesh_a2a.tariff import slot_start_ns
+from wattmesh_a2a.topics import Topics
+from wattmesh_a2a.transports.mqtt import MqttTransport
+from wattmesh_drivers.driver import Driver
+from wattmesh_drivers.factory import create_driver
+
+from wattmesh_edge import reflex as fast
+from wattmesh_edge.agents.base import SLOT_NS, SLOT_S, Outlook, SiteAgent, stored_energy_wh
+from wattmesh_edge.agents.consumer import ConsumerAgent
+from wattmesh_edge.agents.planner import Storage
+from wattmesh_edge.agents.producer import ProducerAgent
+from wattmesh_edge.arbiter import BatteryLimits, SiteLimits
+from wattmesh_edge.config import Site
+from wattmesh_edge.control import ControlCycle
+from wattmesh_edge.image import ImageMaker, SiteImage
+from wattmesh_edge.metering import Metering
+from wattmesh_edge.outbox import Outbox
+from wattmesh_edge.trace import DecisionTrace
+from wattmesh_edge.uplink import Uplink
+
+log = logging.getLogger(__name__)
+
+SOFTWARE = "wattmesh 0.1.0"
+_ORDER_AHEAD_SLOTS = 2
+"""Orders are sent this many slots before delivery: late enough to know the load, early enough to be cleared."""
+_STATUS_NS = 10 * NS_PER_S
+_REPORT_NS = 3600 * NS_PER_S
+_DRAIN_S = 15.0
+_AGENTS: Mapping[str, type[SiteAgent]] = {"producer": ProducerAgent, "consumer": ConsumerAgent}
+
+
+class Gateway:
+    """One site's gateway.
+
+    Args:
+        site: The checked site file.
+        clock: Time of everything but I/O.
+    """
+
+    def __init__(self, site: Site, clock: Clock) -> None:
+        model = site.model
+        self.site = site
+        self.site_id = model.site
+        self._clock = clock
+        site.state.mkdir(parents=True, exist_ok=True)
+        self._db = sqlite3.connect(site.state / "gateway.sqlite")
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        self._tables()
+        self.drivers: dict[str, Driver] = {
+            device.id: create_driver(
+                device.id,
+                site.templates[device.id],
+                device.connection,
+                clock,
+                rated_power_w=device.rated_power_w,
+                rated_energy_wh=device.rated_energy_wh,
+            )
+            for device in model.devices
+        }
+        self.messenger = self._make_messenger()
+        columns = [f"{name}.{point.id}" for name, driver in self.drivers.items() for point in driver.asset.points]
+        self.outbox = Outbox(site.state / "outbox", self.site_id, self.messenger.session, columns)
+        self.uplink = Uplink(self.outbox, self.messenger)
+        self._maker = ImageMaker(self.drivers, site.grid_meter, model.control.period_s)
+        self.metering = Metering(self.site_id, self.drivers, site.grid_meter, self._maker, self._db)
+        self._trace = DecisionTrace(self._db)
+        self._batteries = self._battery_limits()
+        self.outlook = self._make_outlook()
+        self.agents = [
+            _AGENTS[name](
+                name,
+                self.site_id,
+                self.outlook,
+                period_s=model.control.period_s,
+                peak_limit_w=model.control.peak_limit_w,
+            )
+            for name in model.agents
+        ]
+        self._reflex: fast.Reflex | None = None
+        self._reflexes: dict[str, fast.Reflex] = {}
+        self.control = ControlCycle(
+            self.drivers,
+            self._maker,
+            self.agents,
+            self._batteries,
+            SiteLimits(import_limit_w=model.connection.import_limit_w, export_limit_w=model.connection.export_limit_w),
+            clock,
+            period_s=model.control.period_s,
+            record=self._record,
+            traded_wh=lambda: self.metering.grid_wh,
+            reflex=self._reflexes,
+        )
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ordered: set[int] = set()
+        self._planned_slot = 0
+        self._status_due_ns = 0
+        self._report_due_ns = 0
+        self._began_ns = clock.utc_ns()
+        self.counts = self._load_counts()
+        self.counts["starts"] = self.counts.get("starts", 0) + 1
+        self._frequency_events: list[dict[str, object]] = self._load_events()
+
+    # -- building
+
+    def _tables(self) -> None:
+        with self._db:
+            self._db.execute("CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID")
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS commitments (slot_ns INTEGER PRIMARY KEY, net_wh INTEGER, trades INTEGER)"
+            )
+            self._db.execute("CREATE TABLE IF NOT EXISTS events (id TEXT PRIMARY KEY, data TEXT) WITHOUT ROWID")
+
+    def _make_messenger(self) -> Delivery:
+        model = self.site.model
+        address = Address(model.org, model.site, GATEWAY_AGENT)
+        transport = MqttTransport(
+            model.messaging.broker,
+            str(address),
+            ca=model.messaging.ca,
+            certificate=model.messaging.certificate,
+            key=model.messaging.key,
+        )
+        messenger = Delivery(
+            transport,
+            address,
+            self._clock,
+            topics=Topics(prefix=model.messaging.prefix),
+            keys=KeyRing.of_site(model.site, self.site.signing_key),
+            store=SqliteDedupe(self.site.state / "answers.sqlite"),
+        )
+        self._transport = transport
+        messenger.on_request(Commitment, self._on_commitment)
+        messenger.on_request(ForecastIssued, self._on_forecast, idempotent=True)
+        messenger.on_request(Strategy, self._on_strategy, idempotent=True)
+        messenger.on_request(DemandResponseEvent, self._on_dr_event)
+        messenger.on_request(DemandResponseDispatch, self._on_dr_dispatch)
+        messenger.on_event(MarketRules, self._on_rules, source=f"{model.org}/{CLOUD_UNIT}/{MARKET_AGENT}")
+        return messenger
+
+    def _battery_limits(self) -> dict[str, BatteryLimits]:
+        limits = {}
+        for device in self.site.model.devices:
+            template = self.site.templates[device.id]
+            if template.kind is AssetKind.BATTERY:
+                limits[device.id] = BatteryLimits(
+                    rated_power_w=device.rated_power_w or 0.0,
+                    rated_energy_wh=device.rated_energy_wh or 0.0,
+                    safe_power_w=template.safe_state.get("active_power_w", 0.0),
+                )
+        return limits
+
+    def _make_outlook(self) -> Outlook:
+        energy = sum(limits.rated_energy_wh for limits in self._batteries.values())
+        reserve = self.site.model.control.reserve_soc_percent / 100 * energy
+        storage = Storage(
+            energy_wh=max(energy, 1.0),
+            power_w=sum(limits.rated_power_w for limits in self._batteries.values()),
+            reserve_wh=reserve,
+        )
+        market = self.site.model.market
+        outlook = Outlook(tariff=self.site.tariff, storage=storage, trade=market is not None and market.trade)
+        row = self._db.execute("SELECT value FROM state WHERE name = 'profile'").fetchone()
+        if row:
+            outlook.profile = {int(slot): (load, pv) for slot, (load, pv) in json.loads(row[0]).items()}
+        return outlook
+
+    # -- life cycle
+
+    async def run(self, stop: asyncio.Event, ready: Path | None = None) -> None:
+        """Work until ``stop`` is set, then leave the site safe and hand over what is held."""
+        await self._connect_devices()
+        await self.messenger.announce({"announcement": self._announcement()})
+        await self.messenger.start()
+        if ready is not None:
+            ready.touch()
+        async with asyncio.TaskGroup() as group:
+            running = [
+                group.create_task(self.control.run(), name="control"),
+                group.create_task(self._uplink_loop(), name="uplink"),
+            ]
+            self._spawn(self._ask_commitments())
+            await stop.wait()
+            for task in running:
+                task.cancel()
+        await self._end()
+
+    async def _connect_devices(self) -> None:
+        """Safe state first. A device that is absent does not keep the others from working."""
+        for name, driver in self.drivers.items():
+            try:
+                await driver.connect()
+            except (UnavailableError, ConfigurationError) as error:
+                log.warning("%s is not there yet (%s); the site starts without it", name, error)
+                continue
+            for outcome in await driver.apply_safe_state():
+                log.info("%s: safe state: %s", name, outcome)
+        self._start_reflex()
+
+    def _start_reflex(self) -> None:
+        model = self.site.model.frequency
+        if model is None:
+            return
+        source = self._endpoint(model.source.device, model.source.point, write=False)
+        if source is None:
+            log.warning("the frequency's register is not known while %s is away", model.source.device)
+            return
+        response = None
+        if model.response is not None:
+            control = self.site.templates[model.response.device].controls["active_power_w"]
+            endpoint = self._endpoint(model.response.device, str(control.reflex), write=True)
+            if endpoint is not None:
+                response = fast.Response(
+                    endpoint=endpoint,
+                    rated_power_w=self._batteries[model.response.device].rated_power_w,
+                    profile=fast.load_profile(model.response.profile),
+                )
+        config = fast.ReflexConfig(
+            site_id=self.site_id,
+            nominal_hz=model.nominal_hz,
+            source=source,
+            poll_ms=model.source.poll_ms,
+            response=response,
+        )
+        self._reflex = fast.Reflex(config)
+        if self._reflex.responds and model.response is not None:
+            self._reflexes[model.response.device] = self._reflex
+        else:
+            log.warning("frequency is only watched: %s", self._reflex.why_watching)
+        self._reflex.start()
+
+    def _endpoint(self, device: str, point: str, *, write: bool) -> fast.Endpoint | None:
+        found = self.drivers[device].register_of(point)
+        if found is None:
+            return None
+        return fast.Endpoint(
+            host=found.host,
+            port=found.port,
+            unit=found.unit,
+            function=found.write_function if write else found.function,
+            address=found.address,
+            type=found.type,
+            word_order=found.word_order,
+            scale=found.scale,
+            sign=found.sign,
+        )
+
+    async def _end(self) -> None:
+        """Safe state, everything on disk, everything handed over that can be within its time, then goodbye."""
+        if self._reflex is not None:
+            self._reflex.stop()
+            self._take_frequency_events()
+        for driver in self.drivers.values():
+            await driver.apply_safe_state()
+            await driver.close()
+        self.outbox.seal()
+        if not await self.uplink.drain(_DRAIN_S):
+            log.warning("%d batches wait for the next start", self.outbox.waiting())
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._write_report()
+        await self.messenger.stop()
+        self.outbox.close()
+        self._db.commit()
+        self._db.close()
+
+    async def _uplink_loop(self) -> None:
+        """In real time, beside control: live batches first, the backlog behind them."""
+        while True:
+            await self.uplink.pump()
+            self.outbox.bound()
+            await asyncio.sleep(0.1)
+
+    def _spawn(self, work: object) -> None:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)  # type: ignore[arg-type]  # a coroutine
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, WattmeshError):
+            self._count("messages_failed")
+            log.info("a message failed: %s", error)
+        else:
+            log.error("a task failed", exc_info=error)
+
+    # -- each cycle
+
+    def _record(self, image: SiteImage, decisions: Sequence[Decision], outcomes: Mapping[str, str]) -> None:
+        """The end of a cycle: keep what was measured and decided, then do what is due."""
+        drivers = self.drivers.values()
+        self.outbox.add_row(image.time_ns, (d.values for d in drivers), (d.qualities for d in drivers))
+        for decision in decisions:
+            if self._trace.note(decision, outcomes[decision.asset_id]):
+                self.outbox.add_record(record_line(decision))
+        interval = self.metering.update(image)
+        if interval is not None:
+            self.outbox.add_record(record_line(interval))
+            self.outlook.learn(interval)
+            self._save_profile()
+        self._take_frequency_events()
+        self._plan(image)
+        self._trace.commit()
+        now = image.time_ns
+        if now >= self._status_due_ns:
+            self._status_due_ns = now + max(_STATUS_NS, 2 * round(self.site.model.control.period_s * NS_PER_S))
+            self._spawn(self.messenger.emit(self._status(now)))
+        if now >= self._report_due_ns:
+            self._report_due_ns = now + _REPORT_NS
+            self._write_report()
+
+    def _take_frequency_events(self) -> None:
+        if self._reflex is None:
+            return
+        self._reflex.samples()
+        for event in self._reflex.events(self._clock.utc_ns(), self.messenger.session):
+            self.outbox.add_record(record_line(event))
+            self._note_event(event)
+
+    def _note_event(self, event: FrequencyEvent) -> None:
+        took = event.detection_to_write_ns
+        row: dict[str, object] = {
+            "id": event.id,
+            "kind": str(event.kind),
+            "start_ns": event.start_ns,
+            "extreme_hz": event.extreme_frequency_hz,
+            "response_w": event.response_w,
+            "response_ms": None if took is None else took / 1e6,
+        }
+        self._frequency_events.append(row)
+        self._db.execute("INSERT OR REPLACE INTO events VALUES (?, ?)", (event.id, json.dumps(row)))
+
+    def _plan(self, image: SiteImage) -> None:
+        """Once a slot: value the battery, and send orders for the slot after next."""
+        slot = slot_start_ns(image.time_ns, SLOT_S)
+        if slot == self._planned_slot:
+            return
+        outlook = self.outlook
+        outlook.forget_before(image.time_ns)
+        outlook.plan(image.time_ns, stored_energy_wh(image, outlook.storage))
+        if outlook.value is None and self.outlook.forecasts:
+            return  # the state of charge is not known yet: try in the next cycle
+        self._planned_slot = slot
+        wanted = slot + _ORDER_AHEAD_SLOTS * SLOT_NS
+        index = (wanted - outlook.value.start_ns) // SLOT_NS if outlook.value is not None else -1
+        rules, strategy = outlook.rules, outlook.strategy
+        trades = outlook.trade and (strategy is None or strategy.trade)
+        if not trades or rules is None or rules.halted or wanted in self._ordered:
+            return
+        if 0 <= index < len(outlook.grid_wh):
+            self._ordered.add(wanted)
+            self._ordered = {one for one in self._ordered if one >= slot}
+            orders = tuple(order for agent in self.agents for order in agent.orders(wanted, outlook.grid_wh[index]))
+            if orders:
+                batch = OrderBatch(
+                    participant_id=self.site_id, area_id=rules.area_id, slot_start_ns=wanted, orders=orders
+                )
+                self._spawn(self._send_orders(batch, wanted - rules.gate_close_s * NS_PER_S))
+
+    async def _send_orders(self, batch: OrderBatch, expires_ns: int) -> None:
+        to = Address(self.site.model.org, CLOUD_UNIT, MARKET_AGENT)
+        self._count("orders_sent", len(batch.orders))
+        try:
+            answer = await self.messenger.request(to, batch, expires_ns=expires_ns)
+        except ExpiredError:
+            self._count("orders_expired", len(batch.orders))
+            return
+        if isinstance(answer, OrderBatchResult):
+            for result in answer.results:
+                self._count(f"orders_{result.status}")
+
+    # -- messages
+
+    def _on_rules(self, envelope: Envelope) -> None:
+        rules = envelope.data
+        market = self.site.model.market
+        if isinstance(rules, MarketRules) and market is not None and rules.area_id == market.area:
+            self.outlook.rules = rules
+
+    async def _on_commitment(self, envelope: Envelope) -> Message:
+        commitment = envelope.data
+        assert isinstance(commitment, Commitment)
+        self._keep_commitment(commitment)
+        return ACKNOWLEDGED
+
+    def _keep_commitment(self, commitment: Commitment) -> None:
+        if commitment.participant_id != self.site_id:
+            raise ConfigurationError(f"a commitment of {commitment.participant_id} came to {self.site_id}")
+        with self._db:
+            self._db.execute(
+                "INSERT OR REPLACE INTO commitments VALUES (?, ?, ?)",
+                (commitment.slot_start_ns, commitment.net_wh, len(commitment.trades)),
+            )
+        self.outlook.commitments[commitment.slot_start_ns] = commitment
+
+    async def _ask_commitments(self) -> None:
+        """After a start: what was agreed while we were away."""
+        market = self.site.model.market
+        if market is None:
+            return
+        now = self._clock.utc_ns()
+        query = CommitmentQuery(participant_id=self.site_id, from_ns=now - 86_400 * NS_PER_S)
+        to = Address(self.site.model.org, CLOUD_UNIT, MARKET_AGENT)
+        answer = await self.messenger.request(to, query, expires_ns=now + 86_400 * NS_PER_S)
+        if isinstance(answer, CommitmentList):
+            for commitment in answer.commitments:
+                self._keep_commitment(commitment)
+
+    async def _on_forecast(self, envelope: Envelope) -> Message:
+        issued = envelope.data
+        assert isinstance(issued, ForecastIssued)
+        for forecast in issued.forecasts:
+            held: Forecast | None = self.outlook.forecasts.get(forecast.quantity)
+            if forecast.site_id == self.site_id and (held is None or forecast.issued_ns >= held.issued_ns):
+                self.outlook.forecasts[forecast.quantity] = forecast
+        return ACKNOWLEDGED
+
+    async def _on_strategy(self, envelope: Envelope) -> Message:
+        strategy = envelope.data
+        assert isinstance(strategy, Strategy)
+        if strategy.site_id == self.site_id:
+            self.outlook.strategy = strategy
+        return ACKNOWLEDGED
+
+    async def _on_dr_event(self, envelope: Envelope) -> Message:
+        event = envelope.data
+        assert isinstance(event, DemandResponseEvent)
+        image = self.control.image
+        stored = stored_energy_wh(image, self.outlook.storage) if image is not None else None
+        for agent in self.agents:
+            if isinstance(agent, ConsumerAgent):
+                return agent.offer(event, stored)
+        return DemandResponseOffer(
+            event_id=event.id, site_id=self.site_id, offered_w=0, price_ticks=event.price_ticks, baseline_w=0
+        )
+
+    async def _on_dr_dispatch(self, envelope: Envelope) -> Message:
+        dispatch = envelope.data
+        assert isinstance(dispatch, DemandResponseDispatch)
+        if dispatch.site_id == self.site_id:
+            self.outlook.dispatches[dispatch.event_id] = dispatch
+            self._count("dispatches")
+        return ACKNOWLEDGED
+
+    # -- reporting
+
+    def _announcement(self) -> dict[str, object]:
+        model = self.site.model
+        announcement = SiteAnnouncement(
+            site_id=self.site_id,
+            gateway_id=str(self.messenger.address),
+            session=self.messenger.session,
+            started_ns=self._clock.utc_ns(),
+            software=SOFTWARE,
+            time_zone=model.time_zone,
+            market_area=model.market.area if model.market else "",
+            import_limit_w=model.connection.import_limit_w,
+            export_limit_w=model.connection.export_limit_w,
+            assets=tuple(
+                AssetSummary(
+                    id=device.id,
+                    kind=self.site.templates[device.id].kind,
+                    rated_power_w=device.rated_power_w,
+                    rated_energy_wh=device.rated_energy_wh,
+                    template=device.template,
+                )
+                for device in model.devices
+            ),
+            agents=model.agents,
+            frequency_response=bool(self._reflexes),
+        )
+        line: dict[str, object] = json.loads(record_line(announcement))
+        return line
+
+    def _status(self, now_ns: int) -> GatewayStatus:
+        snapshot = self._reflex.snapshot() if self._reflex is not None else None
+        counters = self.outbox.counters()
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        totals = self._totals()
+        return GatewayStatus(
+            site_id=self.site_id,
+            session=self.messenger.session,
+            time_ns=now_ns,
+            cycles=totals["cycles"],
+            cycle_overrun_max_ms=self.control.overrun_max_ns / 1e6,
+            records_measured=sum(value for name, value in counters.items() if name.startswith("measured.")),
+            batches_pending=self.outbox.waiting(),
+            commands_sent=totals["commands_sent"],
+            commands_applied=totals["commands_applied"],
+            commands_expired=totals["commands_expired"],
+            frequency_hz=snapshot.frequency_hz if snapshot else None,
+            rocof_hz_per_s=snapshot.rocof_hz_per_s if snapshot else None,
+            frequency_events=len(self._frequency_events),
+            resident_mb=_resident_mb(),
+            cpu_s=usage.ru_utime + usage.ru_stime,
+            plan_source="market" if self._in_market(now_ns) else self.outlook.source,
+        )
+
+    def _in_market(self, now_ns: int) -> bool:
+        commitment = self.outlook.commitments.get(slot_start_ns(now_ns, SLOT_S))
+        return commitment is not None and commitment.net_wh != 0
+
+    def _totals(self) -> dict[str, int]:
+        """Counts of this start and of all before."""
+        counts = self.control.counts
+        names = (
+            "cycles",
+            "commands_sent",
+            "commands_applied",
+            "commands_clamped",
+            "commands_rejected",
+            "commands_failed",
+        )
+        totals = {name: self.counts.get(name, 0) + counts[name] for name in names}
+        expired = self.counts.get("commands_expired", 0) + counts["proposals_expired"]
+        return {**totals, "commands_expired": expired + self.messenger.counters().get("expired", 0)}
+
+    def report(self) -> dict[str, object]:
+        """Everything the fleet's report takes from this gateway."""
+        snapshot = self._reflex.snapshot() if self._reflex is not None else None
+        row = self._db.execute("SELECT COUNT(*), COALESCE(SUM(trades), 0) FROM commitments").fetchone()
+        commitments = dict(self._db.execute("SELECT slot_ns, net_wh FROM commitments").fetchall())
+        return {
+            "site": self.site_id,
+            "records": self.outbox.counters(),
+            "batches_pending": self.outbox.waiting(),
+            "segment_torn_bytes": self.outbox.torn,
+            "totals": self._totals(),
+            "counts": dict(self.counts),
+            "messages": dict(self.messenger.counters()),
+            "cycle_overrun_max_ms": self.control.overrun_max_ns / 1e6,
+            "frequency_events": self._frequency_events,
+            "reflex": None
+            if snapshot is None
+            else {
+                "responds": bool(self._reflexes),
+                "why_watching": self._reflex.why_watching if self._reflex else None,
+                "polls": snapshot.polls,
+                "missed_deadlines": snapshot.missed_deadlines,
+                "failures": snapshot.failures,
+                "lateness_p50_ms": snapshot.lateness_p50_ms,
+                "lateness_p99_ms": snapshot.lateness_p99_ms,
+            },
+            "commitments": {str(slot): net for slot, net in commitments.items()},
+            "commitment_count": row[0],
+            "trades": row[1],
+        }
+
+    def _write_report(self) -> None:
+        totals = self._totals()
+        self._db.execute("INSERT OR REPLACE INTO state VALUES ('counts', ?)", (json.dumps({**self.counts, **totals}),))
+        self._db.commit()
+        target = self.site.state / "report.json"
+        draft = target.with_suffix(".draft")
+        draft.write_text(json.dumps(self.report()), encoding="ascii")
+        draft.replace(target)
+
+    def _save_profile(self) -> None:
+        self._db.execute("INSERT OR REPLACE INTO state VALUES ('profile', ?)", (json.dumps(self.outlook.profile),))
+
+    def _load_counts(self) -> dict[str, int]:
+        row = self._db.execute("SELECT value FROM state WHERE name = 'counts'").fetchone()
+        return {name: int(value) for name, value in json.loads(row[0]).items()} if row else {}
+
+    def _load_events(self) -> list[dict[str, object]]:
+        return [json.loads(data) for (data,) in self._db.execute("SELECT data FROM events ORDER BY id")]
+
+    def _count(self, name: str, by: int = 1) -> None:
+        self.counts[name] = self.counts.get(name, 0) + by
+
+
+def _resident_mb() -> float:
+    """Memory that this process occupies now."""
+    try:
+        fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
+    except OSError:
+        return 0.0
+    return int(fields[1]) * resource.getpagesize() / 1e6
+
+
+async def run_gateway(site: Site, clock: Clock, stop: asyncio.Event, ready: Path | None = None) -> None:
+    """Build and run a gateway until ``stop``."""
+    began = time.monotonic()
+    gateway = Gateway(site, clock)
+    log.info("%s: composed in %.2f s", site.model.site, time.monotonic() - began)
+    await gateway.run(stop, ready)

@@ -1,0 +1,271 @@
+"""What was measured and is not yet known to be safe in the cloud, on disk.
+
+Each cycle's row goes at once into an open segment file (one ``write``: a killed process loses nothing of it); every few rows
+the segment becomes a batch in SQLite (WAL, synchronous FULL: a power cut loses at most the open segment, at most
+``batch_rows`` cycles). A batch is forgotten when the cloud has acknowledged it, never before; past the bound the oldest go
+and are counted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import struct
+import zlib
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wattmesh_a2a.errors import UnavailableError
+from wattmesh_a2a.telemetry import ColumnBatch, RecordBatch, encode_columns, encode_records
+
+POINTS, RECORDS = "points", "records"
+_ROW = struct.Struct("<II")
+"""Length and CRC-32 of what follows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pending:
+    """A batch that waits for its acknowledgement."""
+
+    stream: str
+    sequence: int
+    frame: bytes
+
+
+class Outbox:
+    """Durable queue of one gateway.
+
+    Args:
+        folder: Its files.
+        site_id: Whose batches these are.
+        session: Of the gateway, for the batches made from now on.
+        columns: ``asset_id.point_id`` of each sample column.
+        batch_rows: Rows of a batch.
+        keep_bytes: Bound on disk; beyond it the oldest batches are dropped and counted.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        site_id: str,
+        session: str,
+        columns: Sequence[str],
+        *,
+        batch_rows: int = 10,
+        keep_bytes: int = 2_000_000_000,
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._site = site_id
+        self._session = session
+        self._columns = tuple(columns)
+        self._batch_rows = batch_rows
+        self._keep_bytes = keep_bytes
+        self._db = _open_database(folder / "outbox.sqlite")
+        self._rows: list[bytes] = []
+        self._lines: list[bytes] = []
+        self._open_since_ns = 0
+        self.torn = 0
+        self._sequence = {POINTS: self._count("next.points"), RECORDS: self._count("next.records")}
+        self._recover()
+        self._segment = os.open(folder / "open.segment", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        self._write_segment_head()
+
+    # -- measuring
+
+    def add_row(self, time_ns: int, values: Iterable[array[float]], qualities: Iterable[bytes | bytearray]) -> None:
+        """Keep one cycle's samples; ``values`` and ``qualities`` come device by device, in the order of the columns."""
+        body = struct.pack("<q", time_ns) + b"".join(map(bytes, values)) + b"".join(map(bytes, qualities))
+        self._append(b"P" + body)
+        self._rows.append(body)
+        if len(self._rows) >= self._batch_rows:
+            self.seal()
+
+    def add_record(self, line: bytes) -> None:
+        """Keep one record (:func:`wattmesh_a2a.codec.record_line`)."""
+        self._append(b"R" + line)
+        self._lines.append(line)
+
+    def _append(self, body: bytes) -> None:
+        os.write(self._segment, _ROW.pack(len(body), zlib.crc32(body)) + body)
+
+    def seal(self) -> None:
+        """Make batches of what is open, durable on return."""
+        if not self._rows and not self._lines:
+            return
+        self._seal(self._columns, self._session, self._rows, self._lines)
+        self._rows, self._lines = [], []
+        os.ftruncate(self._segment, 0)
+        self._write_segment_head()
+
+    def _seal(self, columns: tuple[str, ...], session: str, rows: list[bytes], lines: list[bytes]) -> None:
+        """One transaction: the batches, the counters, and the sequence numbers that must never come again."""
+        with self._db:
+            if rows:
+                batch = _columns_of(self._site, session, self._sequence[POINTS], columns, rows)
+                self._insert(POINTS, encode_columns(batch), batch.records)
+            if lines:
+                records = RecordBatch(
+                    site_id=self._site,
+                    session=session,
+                    stream=RECORDS,
+                    sequence=self._sequence[RECORDS],
+                    lines=tuple(lines),
+                )
+                self._insert(RECORDS, encode_records(records), records.records)
+            # What the segment holds is in the database now: a crash before its truncation must not store it twice.
+            self._set("segment.sealed", self._set_number + 1)
+
+    def _insert(self, stream: str, frame: bytes, records: int) -> None:
+        sequence = self._sequence[stream]
+        self._db.execute("INSERT INTO batches VALUES (?, ?, ?, ?)", (stream, sequence, frame, records))
+        self._sequence[stream] = sequence + 1
+        self._set(f"next.{stream}", sequence + 1)
+        self._db.execute(
+            "INSERT INTO counts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+            (f"measured.{stream}", records),
+        )
+
+    # -- the segment
+
+    @property
+    def _set_number(self) -> int:
+        return self._count("segment.sealed")
+
+    def _write_segment_head(self) -> None:
+        head = {"number": self._set_number + 1, "columns": self._columns, "session": self._session}
+        self._append(b"H" + json.dumps(head).encode())
+
+    def _recover(self) -> None:
+        """Seal what a crash left open; a torn tail is cut and counted."""
+        path = self._folder / "open.segment"
+        if not path.exists():
+            return
+        content = path.read_bytes()
+        bodies, self.torn = _bodies(content)
+        if not bodies or bodies[0][:1] != b"H":
+            return
+        head = json.loads(bodies[0][1:])
+        if head["number"] != self._set_number + 1:
+            return  # sealed already: the crash came before the truncation
+        rows = [body[1:] for body in bodies if body[:1] == b"P"]
+        lines = [body[1:] for body in bodies if body[:1] == b"R"]
+        if rows or lines:
+            self._seal(tuple(head["columns"]), head["session"], rows, lines)
+
+    # -- delivering
+
+    def pending(
+        self, limit: int, newest_first: bool = True, skip: frozenset[tuple[str, int]] = frozenset()
+    ) -> list[Pending]:
+        """Batches that wait, live ones first, without those in ``skip``."""
+        order = "DESC" if newest_first else "ASC"
+        rows = self._db.execute(
+            f"SELECT stream, sequence, frame FROM batches ORDER BY rowid {order} LIMIT ?",  # noqa: S608 - two constants
+            (limit + len(skip),),
+        )
+        found = [Pending(stream=stream, sequence=sequence, frame=frame) for stream, sequence, frame in rows]
+        return [one for one in found if (one.stream, one.sequence) not in skip][:limit]
+
+    def acknowledge(self, stream: str, sequences: Iterable[int]) -> None:
+        """Forget batches that are safe; unknown ones were forgotten before."""
+        with self._db:
+            self._db.executemany(
+                "DELETE FROM batches WHERE stream = ? AND sequence = ?", [(stream, number) for number in sequences]
+            )
+
+    def bound(self) -> int:
+        """Drop the oldest batches beyond the bound; returns how many, which are counted as dropped for good."""
+        (pages,) = self._db.execute("PRAGMA page_count").fetchone()
+        (free,) = self._db.execute("PRAGMA freelist_count").fetchone()
+        (size,) = self._db.execute("PRAGMA page_size").fetchone()
+        if (pages - free) * size <= self._keep_bytes:
+            return 0
+        with self._db:
+            rows = self._db.execute("SELECT rowid, stream, records FROM batches ORDER BY rowid LIMIT 100").fetchall()
+            lost: Counter[str] = Counter()
+            for rowid, stream, records in rows:
+                self._db.execute("DELETE FROM batches WHERE rowid = ?", (rowid,))
+                lost[stream] += records
+            for stream, records in lost.items():
+                self._set(f"dropped.{stream}", self._count(f"dropped.{stream}") + records)
+        return len(rows)
+
+    # -- counting
+
+    def waiting(self) -> int:
+        """How many batches wait."""
+        return int(self._db.execute("SELECT COUNT(*) FROM batches").fetchone()[0])
+
+    def counters(self) -> dict[str, int]:
+        """Records measured and dropped a stream, since the gateway was installed."""
+        rows = self._db.execute("SELECT name, value FROM counts WHERE name NOT LIKE 'next.%'")
+        return {name: int(value) for name, value in rows}
+
+    def _count(self, name: str) -> int:
+        row = self._db.execute("SELECT value FROM counts WHERE name = ?", (name,)).fetchone()
+        return int(row[0]) if row else 0
+
+    def _set(self, name: str, value: int) -> None:
+        self._db.execute("INSERT OR REPLACE INTO counts VALUES (?, ?)", (name, value))
+
+    def close(self) -> None:
+        """Seal what is open and release the files."""
+        self.seal()
+        os.close(self._segment)
+        self._db.close()
+
+
+def _open_database(path: Path) -> sqlite3.Connection:
+    try:
+        db = sqlite3.connect(path)
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")
+        with db:
+            db.execute(
+                "CREATE TABLE IF NOT EXISTS batches"
+                " (stream TEXT, sequence INTEGER, frame BLOB, records INTEGER, UNIQUE (stream, sequence))"
+            )
+            db.execute("CREATE TABLE IF NOT EXISTS counts (name TEXT PRIMARY KEY, value INTEGER) WITHOUT ROWID")
+    except sqlite3.Error as error:
+        raise UnavailableError(f"{path}: {error}") from error
+    return db
+
+
+def _bodies(content: bytes) -> tuple[list[bytes], int]:
+    """Whole entries of a segment, and how many bytes of a torn one follow."""
+    bodies, at = [], 0
+    while at + _ROW.size <= len(content):
+        length, crc = _ROW.unpack_from(content, at)
+        body = content[at + _ROW.size : at + _ROW.size + length]
+        if len(body) < length or zlib.crc32(body) != crc:
+            break
+        bodies.append(body)
+        at += _ROW.size + length
+    return bodies, len(content) - at
+
+
+def _columns_of(site: str, session: str, sequence: int, columns: tuple[str, ...], rows: list[bytes]) -> ColumnBatch:
+    """Rows of (time, values, qualities) turned into columns."""
+    count = len(columns)
+    times = array("q")
+    flat = array("d")
+    qualities = []
+    for row in rows:
+        times.frombytes(row[:8])
+        flat.frombytes(row[8 : 8 + 8 * count])
+        qualities.append(row[8 + 8 * count :])
+    return ColumnBatch(
+        site_id=site,
+        session=session,
+        stream=POINTS,
+        sequence=sequence,
+        columns=columns,
+        times_ns=times,
+        values=tuple(flat[index::count] for index in range(count)),
+        qualities=tuple(bytes(row[index] for row in qualities) for index in range(count)),
+    )

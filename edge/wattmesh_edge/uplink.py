@@ -1,0 +1,72 @@
+"""From the outbox to the cloud: live data first, a window of unacknowledged batches, again after a while."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from wattmesh_a2a.delivery import ACKNOWLEDGED
+from wattmesh_a2a.envelope import Envelope
+from wattmesh_a2a.errors import UnavailableError
+from wattmesh_a2a.messages import Message, TelemetryAck
+from wattmesh_a2a.messenger import Messenger
+
+from wattmesh_edge.outbox import Outbox
+
+WINDOW = 32
+AGAIN_AFTER_S = 5.0
+"""Real seconds without an acknowledgement after which a batch is sent again."""
+
+
+class Uplink:
+    """Sends what waits and forgets what is acknowledged.
+
+    Args:
+        outbox: Owns the batches.
+        messenger: The way to the cloud.
+        now: Real time in seconds, injected by tests.
+    """
+
+    def __init__(self, outbox: Outbox, messenger: Messenger, now: Callable[[], float] | None = None) -> None:
+        self._outbox = outbox
+        self._messenger = messenger
+        self._now = now or asyncio.get_running_loop().time
+        self._sent: dict[tuple[str, int], float] = {}
+        self.sent = 0
+        self.acknowledged = 0
+        messenger.on_request(TelemetryAck, self._on_ack, idempotent=True)
+
+    async def pump(self) -> None:
+        """Send what fits the window; returns at once when there is nothing to do or no connection."""
+        now = self._now()
+        for key in [key for key, at in self._sent.items() if now - at > AGAIN_AFTER_S]:
+            del self._sent[key]
+        room = WINDOW - len(self._sent)
+        if room <= 0:
+            return
+        for batch in self._outbox.pending(room, skip=frozenset(self._sent)):
+            try:
+                await self._messenger.send_telemetry(batch.stream, batch.frame)
+            except UnavailableError:
+                return
+            self._sent[batch.stream, batch.sequence] = now
+            self.sent += 1
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Send until nothing waits or the real time is over; returns whether nothing waits."""
+        deadline = self._now() + timeout_s
+        while self._outbox.waiting():
+            if self._now() > deadline:
+                return False
+            await self.pump()
+            await asyncio.sleep(0.02)
+        return True
+
+    async def _on_ack(self, envelope: Envelope) -> Message:
+        ack = envelope.data
+        assert isinstance(ack, TelemetryAck)
+        self._outbox.acknowledge(ack.stream, ack.sequences)
+        for sequence in ack.sequences:
+            if self._sent.pop((ack.stream, sequence), None) is not None:
+                self.acknowledged += 1
+        return ACKNOWLEDGED
