@@ -334,8 +334,7 @@ class Gateway:
         for decision in decisions:
             if self._trace.note(decision, outcomes[decision.asset_id]):
                 self.outbox.add_record(record_line(decision))
-        interval = self.metering.update(image)
-        if interval is not None:
+        for interval in self.metering.update(image):
             self.outbox.add_record(record_line(interval))
             self.outlook.learn(interval)
             self._save_profile()

@@ -20,6 +20,7 @@ SLOT_S = 900
 SLOT_NS = SLOT_S * 1_000_000_000
 FINE_WH = 1.0
 """A counter with a coarser step is not used for a quarter of an hour."""
+_SPREAD_AT_MOST = 96
 _GAP_NS = 120 * 1_000_000_000
 """Integrated power with a larger gap makes a slot incomplete."""
 
@@ -72,18 +73,27 @@ class Metering:
         """Grid energy of the running slot so far, import positive, from integrated power (good enough to steer by)."""
         return self._integrals["import"] - self._integrals["export"]
 
-    def update(self, image: SiteImage) -> IntervalEnergy | None:
-        """Take an image; returns the energy of the slot that has just ended, when one has."""
+    def update(self, image: SiteImage) -> list[IntervalEnergy]:
+        """Take an image; returns the energy of the slots that have ended since the last one.
+
+        When the gateway was away over more than one boundary, the counters still tell the energy of all of these slots together: it
+        is spread evenly and marked incomplete, so that no energy is missing in the sum.
+        """
         self._integrate(image)
         slot = slot_start_ns(image.time_ns, SLOT_S)
         if slot == self._slot_ns:
-            return None
+            return []
         now = self._read(image.time_ns)
-        done = self._finish(now) if self._slot_ns and slot == self._slot_ns + SLOT_NS else None
         if now is None:
             if image.time_ns - slot < _GAP_NS:
-                return None  # a device is away at the boundary: wait a little for it
+                return []  # a device is away at the boundary: wait a little for it
             now = {}
+        count = (slot - self._slot_ns) // SLOT_NS
+        done: list[IntervalEnergy] = []
+        if self._slot_ns and count == 1:
+            done = [self._finish(now)]
+        elif self._slot_ns and now and count <= _SPREAD_AT_MOST:
+            done = self._spread(now, count)
         self._slot_ns, self._start = slot, now
         self._integrals = dict.fromkeys(COUNTERS, 0.0)
         self._in_time = self._complete = image.time_ns - slot <= _GAP_NS
@@ -118,21 +128,25 @@ class Metering:
             totals[counter.name] = totals.get(counter.name, 0.0) + value
         return totals
 
-    def _finish(self, now: dict[str, float] | None) -> IntervalEnergy:
+    def _finish(self, now: dict[str, float]) -> IntervalEnergy:
         coarse = {counter.name for counter in self._counters if not counter.fine}
         energies: dict[str, float] = {}
         integral = False
         for name in COUNTERS:
-            if now is not None and name in now and name in self._start and name not in coarse:
+            if name in now and name in self._start and name not in coarse:
                 energies[name] = now[name] - self._start[name]
             else:
                 energies[name] = self._integrals[name]
                 integral |= any(counter.name == name for counter in self._counters)
         whole = {name: max(0, round(energy)) for name, energy in energies.items()}
+        complete = self._in_time and (self._complete or not integral)
+        return self._interval(self._slot_ns, whole, "integral" if integral else "register", complete=complete)
+
+    def _interval(self, slot_ns: int, whole: Mapping[str, int], method: str, *, complete: bool) -> IntervalEnergy:
         load = whole["import"] + whole["pv"] + whole["discharge"] - whole["export"] - whole["charge"]
         return IntervalEnergy(
             site_id=self._site,
-            slot_start_ns=self._slot_ns,
+            slot_start_ns=slot_ns,
             slot_s=SLOT_S,
             import_wh=whole["import"],
             export_wh=whole["export"],
@@ -140,9 +154,20 @@ class Metering:
             battery_charge_wh=whole["charge"],
             battery_discharge_wh=whole["discharge"],
             load_wh=max(0, load),
-            method="integral" if integral else "register",
-            complete=self._in_time and (self._complete or not integral),
+            method=method,
+            complete=complete,
         )
+
+    def _spread(self, now: dict[str, float], count: int) -> list[IntervalEnergy]:
+        """The counters' differences over several slots, in equal whole parts; the odd watt-hours go to the first ones."""
+        totals = {
+            name: max(0, round(now.get(name, 0.0) - self._start.get(name, now.get(name, 0.0)))) for name in COUNTERS
+        }
+        slots = []
+        for index in range(count):
+            whole = {name: total // count + (index < total % count) for name, total in totals.items()}
+            slots.append(self._interval(self._slot_ns + index * SLOT_NS, whole, "register", complete=False))
+        return slots
 
     def _save(self) -> None:
         with self._db:

@@ -1,0 +1,239 @@
+"""The composition root of the cloud: one process with ingest, market, forecasts, grid, strategies, API and console."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from wattmesh_a2a.clock import NS_PER_S, Clock
+from wattmesh_a2a.codec import message_from_json
+from wattmesh_a2a.dedupe import SqliteDedupe
+from wattmesh_a2a.delivery import Delivery
+from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, INGEST_AGENT, Address, Envelope
+from wattmesh_a2a.errors import ConfigurationError, InvalidMessageError
+from wattmesh_a2a.messages import GatewayStatus
+from wattmesh_a2a.signing import KeyRing
+from wattmesh_a2a.transports.mqtt import MqttTransport
+
+from wattmesh_cloud.agents.service import StrategyService
+from wattmesh_cloud.api import create_api
+from wattmesh_cloud.config import CloudConfig
+from wattmesh_cloud.forecasting.service import ForecastingService
+from wattmesh_cloud.grid.service import GridService
+from wattmesh_cloud.ingest import Ingest
+from wattmesh_cloud.lake import Lake
+from wattmesh_cloud.live import LiveView
+from wattmesh_cloud.market.service import MarketService
+from wattmesh_cloud.store.sqlite import SqliteStore
+from wattmesh_cloud.view import CloudView
+
+log = logging.getLogger(__name__)
+
+_REPORT_NS = 3600 * NS_PER_S
+_DAY_NS = 86_400 * NS_PER_S
+
+
+class Cloud:
+    """Everything wired; nothing runs before :meth:`run`.
+
+    Args:
+        config: The checked file.
+        clock: Time of everything but I/O.
+    """
+
+    def __init__(self, config: CloudConfig, clock: Clock) -> None:
+        model, state, org = config.model, config.state, config.model.org
+        state.mkdir(parents=True, exist_ok=True)
+        self._config = config
+        self._clock = clock
+        self.store = SqliteStore(state / "store.sqlite")
+        self.lake = Lake(state / "lake")
+        address = Address(org, CLOUD_UNIT, INGEST_AGENT)
+        transport = MqttTransport(model.broker, str(address), ca=model.ca, certificate=model.certificate, key=model.key)
+        self.forecasting_ids = ("market-supervisor", "forecasting", "grid-optimisation", "producer", "consumer")
+        self.messenger = Delivery(
+            transport,
+            address,
+            clock,
+            keys=KeyRing.of_folder(config.keys),
+            store=SqliteDedupe(state / "answers.sqlite"),
+            serve=[Address(org, CLOUD_UNIT, name) for name in self.forecasting_ids],
+        )
+        messenger = self.messenger
+        self.ingest = Ingest(self.store, messenger, clock, org)
+        self.market = MarketService(model.market, self.store, messenger, clock, state, org)
+        self.forecasting = ForecastingService(
+            model.forecasting, self.store, messenger, clock, state, org, history=config.history
+        )
+        self.grid = GridService(
+            model.grid,
+            self.store,
+            messenger,
+            clock,
+            state,
+            org,
+            forecasts=lambda: self.forecasting.latest,
+            pay=self.market.settle_flexibility,
+        )
+        self.strategy = StrategyService(
+            model.market, self.store, messenger, clock, state, org, forecasts=lambda: self.forecasting.latest
+        )
+        self.services = (self.market, self.forecasting, self.grid, self.strategy)
+        self.live = LiveView()
+        self.view = CloudView(
+            clock=clock,
+            store=self.store,
+            live=self.live,
+            ingest=self.ingest,
+            market=self.market,
+            forecasting=self.forecasting,
+            grid=self.grid,
+            strategy=self.strategy,
+        )
+        self._wire()
+
+    def _wire(self) -> None:
+        self.ingest.register()
+        self.ingest.on_columns(self.live.on_columns)
+        for service in self.services:
+            service.register()
+        for handler in (self.market, self.forecasting, self.grid, self.strategy):
+            self.ingest.on_record(handler.on_record)
+        self.messenger.on_presence(self._on_presence)
+        self.messenger.on_event(GatewayStatus, self._on_status)
+
+    def _on_presence(self, address: Address, card: Mapping[str, object] | None) -> None:
+        if address.agent != GATEWAY_AGENT:
+            return
+        if card is None:
+            self.view.online.discard(address.unit)
+            return
+        announcement = card.get("announcement")
+        if not isinstance(announcement, dict):
+            return
+        try:
+            message_from_json(str(announcement.get("type")), announcement.get("data"))
+        except InvalidMessageError as error:
+            log.warning("the card of %s is not understood: %s", address, error)
+            return
+        self.view.online.add(address.unit)
+        self.view.announcements[address.unit] = announcement["data"]
+
+    def _on_status(self, envelope: Envelope) -> None:
+        status = envelope.data
+        if isinstance(status, GatewayStatus) and status.site_id == envelope.source.unit:
+            self.view.health[status.site_id] = status
+
+    # -- life cycle
+
+    async def run(self, stop: asyncio.Event, ready: Path | None = None) -> None:
+        """Work until ``stop`` is set; then settle, flush, report."""
+        http = _bound_socket(self._config.model.http.host, self._config.model.http.port)
+        server = self._http_server()
+        await self.messenger.announce({"name": "wattmesh cloud", "agents": list(self.forecasting_ids)})
+        await self.messenger.start()
+        async with asyncio.TaskGroup() as group:
+            serving = group.create_task(server.serve(sockets=[http]), name="http")
+            running = [group.create_task(service.run(), name=type(service).__name__) for service in self.services]
+            running.append(group.create_task(self.ingest.run(), name="ingest"))
+            running.append(group.create_task(self._housekeeping(), name="housekeeping"))
+            while not server.started and not serving.done():
+                await asyncio.sleep(0.02)
+            if ready is not None:
+                ready.touch()
+            await stop.wait()
+            await self.ingest.settle(10.0)
+            for task in running[:-2]:
+                task.cancel()
+            for service in self.services[::-1]:  # the grid's payments go to the market's journal: the market ends last
+                await service.finish()
+            await self.ingest.settle(10.0)
+            for task in running:
+                task.cancel()
+            server.should_exit = True
+        await self.ingest.stop()
+        self._write_report()
+        await self.messenger.stop()
+        self.store.close()
+
+    def _http_server(self) -> uvicorn.Server:
+        app = create_api(self.view)
+        try:
+            from wattmesh_cloud.console import attach
+        except ImportError:
+            log.warning("the console is not installed (pip install 'wattmesh[console]'); the API runs without it")
+        else:
+            attach(app, self.view)
+        config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=2)
+        server = uvicorn.Server(config)
+        server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]  # signals are the command's
+        return server
+
+    async def _housekeeping(self) -> None:
+        """The report once an hour, yesterday's Parquet once a day; in its own thread, off the market's way."""
+        day = self._clock.utc_ns() // _DAY_NS
+        due = 0
+        with self._clock.runner():
+            while True:
+                now = self._clock.utc_ns()
+                if now >= due:
+                    due = now - now % _REPORT_NS + _REPORT_NS
+                    self._write_report()
+                if now // _DAY_NS != day:
+                    yesterday, day = day * _DAY_NS, now // _DAY_NS
+                    await asyncio.to_thread(self._compact, yesterday)
+                await self._clock.sleep_until_ns(self._clock.monotonic_ns() + 300 * NS_PER_S)
+
+    def _compact(self, day_ns: int) -> None:
+        for site, live in list(self.live.sites.items()):
+            keys = [name for name in live.points if name.endswith((".active_power_w", ".soc_percent", ".frequency_hz"))]
+            self.lake.compact(self.store, site, keys, day_ns)
+
+    # -- reporting
+
+    def report(self) -> dict[str, Any]:
+        """Everything the fleet's report takes from the cloud."""
+        stored: dict[str, dict[str, dict[str, int]]] = {}
+        for site, stream in self.store.streams():
+            batches, records = self.store.sequences(site, stream)
+            stored.setdefault(site, {})[stream] = {"batches": batches, "records": records}
+        return {
+            "stored": stored,
+            "ingest": dict(self.ingest.counts),
+            "messages": dict(self.messenger.counters()),
+            "market": self.market.snapshot(),
+            "trades": sorted(self.market.engine.trades),
+            "commitments": self.market.commitments(),
+            "forecasting": self.forecasting.snapshot(),
+            "grid": self.grid.snapshot(),
+            "strategy": self.strategy.snapshot(),
+            "lake": self.lake.files(),
+        }
+
+    def _write_report(self) -> None:
+        target = self._config.state / "report.json"
+        draft = target.with_suffix(".draft")
+        draft.write_text(json.dumps(self.report()), encoding="utf-8")
+        draft.replace(target)
+
+
+def _bound_socket(host: str, port: int) -> socket.socket:
+    """A listening socket; raises :class:`ConfigurationError` in one line where the port is taken."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(
+            f"port {port} on {host} cannot be used for API and console ({error.strerror}); "
+            "end what uses it or choose another (http.port; demo: --http-port)"
+        ) from error
+    return listener

@@ -1,0 +1,70 @@
+"""The cloud's file; every mistake names file, line and field."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from wattmesh_a2a.config_file import StrictModel, load_yaml_model
+from wattmesh_a2a.errors import ConfigurationError
+from wattmesh_a2a.transports.mqtt import is_loopback, parse_broker_url
+
+from wattmesh_cloud.forecasting.config import ForecastingConfig
+from wattmesh_cloud.grid.config import GridConfig
+from wattmesh_cloud.market.config import MarketConfig
+
+
+class HttpModel(StrictModel):
+    """Where API and console listen."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=1, le=65535)
+
+
+class CloudModel(StrictModel):
+    """A cloud file."""
+
+    version: Literal[1]
+    org: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    state: Path
+    broker: str
+    keys: Path
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    http: HttpModel = HttpModel()
+    history: Path | None = None
+    market: MarketConfig
+    forecasting: ForecastingConfig = ForecastingConfig()
+    grid: GridConfig = GridConfig()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloudConfig:
+    """A checked file with paths that can be used."""
+
+    model: CloudModel
+    state: Path
+    keys: Path
+    history: Path | None
+
+
+def load_cloud(path: Path) -> CloudConfig:
+    """The configuration in a file; raises :class:`ConfigurationError`. Nothing is started by it."""
+    model = load_yaml_model(path, CloudModel)
+    parse_broker_url(model.broker)
+    if not is_loopback(model.http.host):
+        raise ConfigurationError(
+            f"{path}: http.host: {model.http.host} can be reached by others, and there is no login yet; use 127.0.0.1 "
+            "and a reverse proxy that asks who comes"
+        )
+    model.market.tariff.tariff(model.market.time_zone).zone()
+    base = path.parent
+    history = (base / model.history).resolve() if model.history is not None else None
+    if history is not None and not history.is_dir():
+        raise ConfigurationError(f"{path}: history: {history} is no folder")
+    return CloudConfig(
+        model=model, state=(base / model.state).resolve(), keys=(base / model.keys).resolve(), history=history
+    )

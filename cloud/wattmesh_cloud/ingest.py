@@ -1,0 +1,216 @@
+"""Telemetry into the store: checked, once, durable, and only then acknowledged to the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from wattmesh_a2a import telemetry
+from wattmesh_a2a.alarms import Alarm
+from wattmesh_a2a.clock import NS_PER_S, Clock
+from wattmesh_a2a.codec import message_to_json, parse_record
+from wattmesh_a2a.control import Decision
+from wattmesh_a2a.envelope import GATEWAY_AGENT, Address
+from wattmesh_a2a.errors import InvalidMessageError, WattmeshError
+from wattmesh_a2a.grid import FrequencyEvent
+from wattmesh_a2a.messages import IntervalEnergy, Message, TelemetryAck
+from wattmesh_a2a.messenger import Messenger
+
+from wattmesh_cloud.store.base import Item, Table
+from wattmesh_cloud.store.sqlite import SqliteStore
+
+log = logging.getLogger(__name__)
+
+_QUEUE_FRAMES = 20_000
+"""Beyond it frames are not taken: unacknowledged, they come again."""
+_GROUP_FRAMES = 2_000
+_ACK_SEQUENCES = 500
+_ACK_VALID_S = 3600
+
+ColumnHandler = Callable[[telemetry.ColumnBatch], None]
+RecordHandler = Callable[[str, Message], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    site: str
+    stream: str
+    payload: bytes
+
+
+class Ingest:
+    """Takes all sites' telemetry.
+
+    Args:
+        store: Keeps it.
+        messenger: Brings it, and takes the acknowledgements.
+        clock: Of the acknowledgements' validity.
+        org: Of the gateways.
+    """
+
+    def __init__(self, store: SqliteStore, messenger: Messenger, clock: Clock, org: str) -> None:
+        self._store = store
+        self._messenger = messenger
+        self._clock = clock
+        self._org = org
+        self._queue: list[_Frame] = []
+        self._arrived = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._column_handlers: list[ColumnHandler] = []
+        self._record_handlers: list[RecordHandler] = []
+        self._said: set[str] = set()
+        self.counts: Counter[str] = Counter()
+        self.last_seen: dict[str, float] = {}
+
+    def register(self) -> None:
+        """Begin to take telemetry when the messenger starts."""
+        self._messenger.on_telemetry(self._take)
+
+    def on_columns(self, handler: ColumnHandler) -> None:
+        """Call ``handler`` with every new batch of samples, after it is durable."""
+        self._column_handlers.append(handler)
+
+    def on_record(self, handler: RecordHandler) -> None:
+        """Call ``handler(site, message)`` with every new record, after it is durable."""
+        self._record_handlers.append(handler)
+
+    def _take(self, site: str, stream: str, payload: bytes) -> None:
+        if len(self._queue) >= _QUEUE_FRAMES:
+            self.counts["refused_busy"] += 1
+            return
+        self._queue.append(_Frame(site, stream, payload))
+        self._idle.clear()
+        self._arrived.set()
+
+    async def run(self) -> None:
+        """Commit what arrives, in groups, for ever."""
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            while self._queue:
+                group, self._queue = self._queue[:_GROUP_FRAMES], self._queue[_GROUP_FRAMES:]
+                await self._commit(group)
+            self._idle.set()
+
+    async def settle(self, timeout_s: float) -> None:
+        """Wait until all that arrived is committed, or the real time is over."""
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except TimeoutError:
+            log.warning("%d frames were not committed in %.0f s", len(self._queue), timeout_s)
+
+    async def _commit(self, group: list[_Frame]) -> None:
+        batches: list[tuple[_Frame, telemetry.ColumnBatch | telemetry.RecordBatch]] = []
+        for frame in group:
+            batch = self._decoded(frame)
+            if batch is not None:
+                batches.append((frame, batch))
+        parsed = {id(batch): self._parsed(batch) for _, batch in batches if isinstance(batch, telemetry.RecordBatch)}
+        items: dict[Table, list[Item]] = defaultdict(list)
+        for _, batch in batches:
+            for message in parsed.get(id(batch), ()):
+                for table, item in items_of(batch.site_id, message):
+                    items[table].append(item)
+        rows = [
+            (batch.site_id, batch.stream, batch.sequence, *_span(batch), batch.records, frame.payload)
+            for frame, batch in batches
+        ]
+        new = await asyncio.to_thread(self._store.append_frames, rows, items)
+        self.counts["batches"] += new
+        self.counts["duplicates"] += len(rows) - new
+        self._hand_on(batches, parsed)
+        self._acknowledge([batch for _, batch in batches])
+
+    def _decoded(self, frame: _Frame) -> telemetry.ColumnBatch | telemetry.RecordBatch | None:
+        """The batch, if it is what its topic says; else it is counted, said once and kept for a person to see."""
+        try:
+            batch = telemetry.decode(frame.payload)
+            if batch.site_id != frame.site or batch.stream != frame.stream:
+                raise InvalidMessageError(f"frame of {batch.site_id}/{batch.stream} on another's topic")
+        except InvalidMessageError as error:
+            self.counts["invalid"] += 1
+            if str(error)[:40] not in self._said and len(self._said) < 100:
+                self._said.add(str(error)[:40])
+                log.warning("dropped telemetry of %s: %s (further ones are only counted)", frame.site, error)
+            return None
+        self.last_seen[batch.site_id] = time.monotonic()
+        return batch
+
+    def _parsed(self, batch: telemetry.RecordBatch) -> list[Message]:
+        messages = []
+        for line in batch.lines:
+            try:
+                messages.append(parse_record(line))
+            except InvalidMessageError as error:
+                self.counts["invalid_records"] += 1
+                log.warning("a record of %s is not understood: %s", batch.site_id, error)
+        return messages
+
+    def _hand_on(
+        self,
+        batches: list[tuple[_Frame, telemetry.ColumnBatch | telemetry.RecordBatch]],
+        parsed: dict[int, list[Message]],
+    ) -> None:
+        for _, batch in batches:
+            if isinstance(batch, telemetry.ColumnBatch):
+                self.counts["records"] += batch.records
+                for columns in self._column_handlers:
+                    columns(batch)
+            for message in parsed.get(id(batch), ()):
+                for records in self._record_handlers:
+                    records(batch.site_id, message)
+
+    def _acknowledge(self, batches: list[telemetry.ColumnBatch | telemetry.RecordBatch]) -> None:
+        """Tell the gateways; a lost acknowledgement is made up for by the batch coming again."""
+        done: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for batch in batches:
+            done[batch.site_id, batch.stream].append(batch.sequence)
+        for (site, stream), sequences in done.items():
+            for at in range(0, len(sequences), _ACK_SEQUENCES):
+                ack = TelemetryAck(stream=stream, sequences=tuple(sequences[at : at + _ACK_SEQUENCES]))
+                task = asyncio.get_running_loop().create_task(self._send_ack(site, ack))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _send_ack(self, site: str, ack: TelemetryAck) -> None:
+        to = Address(self._org, site, GATEWAY_AGENT)
+        expires_ns = self._clock.utc_ns() + _ACK_VALID_S * NS_PER_S
+        try:
+            await self._messenger.request(to, ack, expires_ns=expires_ns, timeout_s=20.0)
+        except WattmeshError:
+            self.counts["acks_unanswered"] += 1
+
+    async def stop(self) -> None:
+        """End the acknowledgements under way."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _span(batch: telemetry.ColumnBatch | telemetry.RecordBatch) -> tuple[int, int]:
+    if isinstance(batch, telemetry.ColumnBatch) and batch.times_ns:
+        return batch.times_ns[0], batch.times_ns[-1]
+    return 0, 0
+
+
+def items_of(site: str, message: Message) -> list[tuple[Table, Item]]:
+    """The rows that a record is stored as, beside its batch."""
+    data = message_to_json(message)
+    match message:
+        case IntervalEnergy(site_id=owner, slot_start_ns=slot) if owner == site:
+            return [(Table.CONSUMER_METRICS, Item(partition=site, time_ns=slot, id="interval", data=data))]
+        case FrequencyEvent(id=name, start_ns=start):
+            return [(Table.GRID_METRICS, Item(partition=f"{site}#frequency", time_ns=start, id=name, data=data))]
+        case Alarm(id=name, raised_ns=raised):
+            return [(Table.GRID_METRICS, Item(partition=f"{site}#alarms", time_ns=raised, id=name, data=data))]
+        case Decision(asset_id=asset, time_ns=moment):
+            item = Item(partition=f"{site}#decisions", time_ns=moment, id=asset, data=data)
+            return [(Table.PRODUCER_METRICS, item)]
+        case _:
+            return []

@@ -1,0 +1,40 @@
+"""The market's section of the cloud's file."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+from wattmesh_a2a.config_file import StrictModel, TariffModel
+
+
+class ParticipantModel(StrictModel):
+    """A site that may trade; limits are positive magnitudes."""
+
+    id: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    import_limit_w: float = Field(gt=0)
+    export_limit_w: float = Field(ge=0)
+    credit_limit: float = Field(gt=0, description="currency: the most its open orders and trades may cost")
+
+
+class MarketConfig(StrictModel):
+    """One market area."""
+
+    area: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    currency: str = "EUR"
+    time_zone: str = "UTC"
+    slot_s: int = Field(default=900, ge=300, le=3600)
+    gate_open_s: int = Field(default=21_600, gt=0)
+    gate_close_s: int = Field(default=300, ge=0)
+    price_band: float = Field(default=10.0, gt=0, description="currency per kWh: orders beyond ± are refused")
+    substitute_after_s: int = Field(default=7200, ge=0, description="how long settlement waits for a meter")
+    tariff: TariffModel
+    participants: tuple[ParticipantModel, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MarketConfig:
+        if self.gate_open_s <= self.gate_close_s:
+            raise ValueError("gate_open_s must be larger than gate_close_s")
+        names = [participant.id for participant in self.participants]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"participant {name!r} stands twice")
+        return self
