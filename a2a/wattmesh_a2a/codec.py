@@ -17,8 +17,8 @@ _MAX_NS = 2**63 - 1
 
 
 @cache
-def _adapter(kind: type[Message]) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+def _adapter(name: str) -> TypeAdapter[Any]:
+    return TypeAdapter(MESSAGE_TYPES[name])
 
 
 def type_name(message: Message) -> str:
@@ -28,7 +28,7 @@ def type_name(message: Message) -> str:
 
 def message_to_json(message: Message) -> Any:
     """A message as plain JSON values."""
-    return _adapter(type(message)).dump_python(message, mode="json")
+    return _adapter(type_name(message)).dump_python(message, mode="json")
 
 
 def record_line(message: Message) -> bytes:
@@ -44,15 +44,15 @@ def parse_record(line: bytes) -> Message:
 
 def message_from_json(name: str, data: object) -> Message:
     """The message of type ``name`` with these values; unknown fields are ignored, unknown types refused."""
-    kind = MESSAGE_TYPES.get(name)
-    if kind is None:
+    if name not in MESSAGE_TYPES:
         raise InvalidMessageError(f"unknown message type {name[:80]!r}")
     try:
-        return _adapter(kind).validate_python(data)  # type: ignore[no-any-return]  # the adapter of a Message class
+        message: Message = _adapter(name).validate_python(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise InvalidMessageError(f"{name}: {where}: {first['msg']}") from error
+    return message
 
 
 def to_fields(envelope: Envelope) -> dict[str, Any]:

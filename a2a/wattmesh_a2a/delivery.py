@@ -22,7 +22,7 @@ from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.dedupe import DedupeStore, MemoryDedupe
 from wattmesh_a2a.envelope import CLOUD_UNIT, Address, Envelope
 from wattmesh_a2a.errors import ExpiredError, InvalidMessageError, UnavailableError, WattmeshError
-from wattmesh_a2a.messages import SIGNED_TYPES, Acknowledged, Message, Refused
+from wattmesh_a2a.messages import SIGNED_TYPES, TYPE_NAMES, Acknowledged, Message, Refused
 from wattmesh_a2a.messenger import EventHandler, RequestHandler, TelemetryHandler
 from wattmesh_a2a.signing import Signer, site_of
 from wattmesh_a2a.topics import Topics
@@ -203,7 +203,8 @@ class Delivery:
         timer = asyncio.ensure_future(self._sleep(pause_s))
         back = asyncio.ensure_future(event.wait())
         try:
-            await asyncio.wait({future, timer, back}, return_when=asyncio.FIRST_COMPLETED)
+            waiting: set[asyncio.Future[Any]] = {future, timer, back}
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         finally:
             timer.cancel()
             back.cancel()
@@ -217,7 +218,7 @@ class Delivery:
         idempotent: bool = False,
     ) -> None:
         """See :class:`wattmesh_a2a.messenger.Messenger`."""
-        self._handlers[as_agent or self.address, codec.TYPE_NAMES[kind]] = _Handler(handler, idempotent)
+        self._handlers[as_agent or self.address, TYPE_NAMES[kind]] = _Handler(handler, idempotent)
 
     def _request_taker(self, served: Address) -> Callable[[Inbound], None]:
         def take(inbound: Inbound) -> None:
@@ -303,7 +304,7 @@ class Delivery:
 
     def on_event(self, kind: type[Any], handler: EventHandler, *, source: str = "+/+/+") -> None:
         """See :class:`wattmesh_a2a.messenger.Messenger`."""
-        self._event_handlers.append((source, codec.TYPE_NAMES[kind], handler))
+        self._event_handlers.append((source, TYPE_NAMES[kind], handler))
 
     def _on_event_message(self, inbound: Inbound) -> None:
         envelope = self._open(inbound.payload, None)

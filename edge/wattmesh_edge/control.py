@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
@@ -62,6 +63,7 @@ class ControlCycle:
         record: Called at the end of each cycle.
         traded_wh: Grid energy of the running slot so far.
         reflex: Frequency response by battery.
+        real_ns: Real time, for the figures alone.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class ControlCycle:
         record: Record,
         traded_wh: Callable[[], float],
         reflex: Mapping[str, FastResponse] | None = None,
+        real_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._drivers = drivers
         self._maker = maker
@@ -84,16 +87,20 @@ class ControlCycle:
         self._batteries = batteries
         self._site = site
         self._clock = clock
+        self._real_ns = real_ns
         self._period_ns = round(period_s * NS_PER_S)
         self._record = record
         self._traded_wh = traded_wh
-        self._reflex = reflex or {}
+        self._reflex = {} if reflex is None else reflex  # filled later by its owner: the very same mapping
         self._held: dict[str, float] = {}
         self._responding: set[str] = set()
         self._curtailed = False
         self._failing: set[str] = set()
         self.counts: Counter[str] = Counter()
         self.overrun_max_ns = 0
+        """Longest time by which a cycle began late or ran over its period, on the cycle's clock."""
+        self.cycle_max_ns = 0
+        """Longest cycle in real time."""
         self.image: SiteImage | None = None
 
     async def run(self) -> None:
@@ -103,8 +110,12 @@ class ControlCycle:
                 now = self._clock.monotonic_ns()
                 due = now - now % self._period_ns + self._period_ns
                 await self._clock.sleep_until_ns(due)
-                self.overrun_max_ns = max(self.overrun_max_ns, self._clock.monotonic_ns() - due)
+                began = self._real_ns()
+                late = self._clock.monotonic_ns() - due
                 await self.cycle()
+                self.cycle_max_ns = max(self.cycle_max_ns, self._real_ns() - began)
+                over = self._clock.monotonic_ns() - due - self._period_ns
+                self.overrun_max_ns = max(self.overrun_max_ns, late, over)
 
     async def cycle(self) -> None:
         """One cycle."""
@@ -125,7 +136,7 @@ class ControlCycle:
             try:
                 proposals += agent.propose(image, self._traded_wh())
                 self._failing.discard(agent.name)
-            except Exception:  # an agent's mistake must not end control
+            except Exception:  # noqa: BLE001 - an agent's mistake must not end control
                 self.counts["agent_failures"] += 1
                 if agent.name not in self._failing:
                     self._failing.add(agent.name)

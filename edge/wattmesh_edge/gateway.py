@@ -569,6 +569,7 @@ class Gateway:
             "counts": dict(self.counts),
             "messages": dict(self.messenger.counters()),
             "cycle_overrun_max_ms": self.control.overrun_max_ns / 1e6,
+            "cycle_max_ms": self.control.cycle_max_ns / 1e6,
             "frequency_events": self._frequency_events,
             "reflex": None
             if snapshot is None

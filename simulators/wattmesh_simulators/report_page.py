@@ -86,7 +86,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def _sites(report: Mapping[str, Any], currency: str) -> str:
     head = (
         "site", "bought kWh", "sold kWh", f"cost {currency}", "no battery", "self-consumption", "trades", "records",
-        "lost", "commands", "applied", "expired", "overrun ms",
+        "lost", "commands", "applied", "expired", "overrun ms", "longest cycle ms",
     )  # fmt: skip
     rows = [
         (
@@ -94,6 +94,7 @@ def _sites(report: Mapping[str, Any], currency: str) -> str:
             f"{s['cost']['no_battery']:.2f}", f"{s['cost']['self_consumption']:.2f}", s["trades"],
             f"{s['records']['measured']:,}", s["records"]["lost"], f"{s['commands']['sent']:,}",
             f"{s['commands']['applied']:,}", s["commands"]["expired"], f"{s['cycle_overrun_max_ms']:.0f}",
+            f"{s['cycle_max_ms']:.0f}",
         )
         for name, s in report["sites"].items()
     ]  # fmt: skip

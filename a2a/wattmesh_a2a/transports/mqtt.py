@@ -16,6 +16,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from wattmesh_a2a.errors import ConfigurationError, UnavailableError
 from wattmesh_a2a.transports.base import Inbound, TransportLimits
@@ -73,6 +74,7 @@ class MqttTransport:
         self._connected = asyncio.Event()
         self._cause = "no attempt yet"
         self._said_down = False
+        self._stopping = False
         self._filters: dict[str, int] = {}
         self._handlers: list[tuple[str, Callable[[Inbound], None]]] = []
         self._callbacks: list[Callable[[], None]] = []
@@ -91,7 +93,7 @@ class MqttTransport:
     async def start(self) -> None:
         """See :class:`wattmesh_a2a.transports.base.Transport`."""
         self._loop = asyncio.get_running_loop()
-        properties = Properties(PacketTypes.CONNECT)
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho's class has no types
         properties.SessionExpiryInterval = _SESSION_EXPIRY_S
         self._client.connect_async(
             self._host, self._port, keepalive=_KEEPALIVE_S, clean_start=False, properties=properties
@@ -113,6 +115,7 @@ class MqttTransport:
             if not self.connected or self._handed_over <= self._acknowledged:
                 break
             await asyncio.sleep(0.01)
+        self._stopping = True
         self._client.disconnect()
         await asyncio.get_running_loop().run_in_executor(None, self._client.loop_stop)
         self._connected.clear()
@@ -138,7 +141,7 @@ class MqttTransport:
             raise UnavailableError("too many messages wait for the broker")
         properties = None
         if expiry_s is not None or response_topic or correlation_data or user_properties:
-            properties = Properties(PacketTypes.PUBLISH)
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho's class has no types
             if expiry_s is not None:
                 properties.MessageExpiryInterval = expiry_s
             if response_topic:
@@ -177,7 +180,7 @@ class MqttTransport:
             self._hand_over(self._lost, str(reason))
             return
         if self._filters:
-            client.subscribe([(name, paho.SubscribeOptions(qos=qos)) for name, qos in self._filters.items()])
+            client.subscribe([(name, SubscribeOptions(qos=qos)) for name, qos in self._filters.items()])
         self._hand_over(self._found)
 
     def _disconnected_on_thread(
@@ -215,7 +218,7 @@ class MqttTransport:
     def _lost(self, cause: str) -> None:
         self._cause = cause
         self._handed_over = self._acknowledged = 0
-        if self._connected.is_set() and not self._said_down:
+        if self._connected.is_set() and not self._said_down and not self._stopping:
             self._said_down = True
             log.warning("lost the broker at %s (%s); trying again until it is back", self._url, cause)
         self._connected.clear()

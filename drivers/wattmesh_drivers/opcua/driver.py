@@ -100,8 +100,7 @@ class OpcUaDriver(BaseDriver):
         for index, (model, result) in enumerate(zip(self.template.points, results, strict=True)):
             value = result.Value.Value if result.Value is not None else None
             good = result.StatusCode is None or result.StatusCode.is_good()
-            usable = isinstance(value, int | float) and math.isfinite(value)
-            if good and usable:
+            if good and isinstance(value, int | float) and math.isfinite(value):
                 self.values[index] = float(value) * model.scale * model.sign
                 self.qualities[index] = Quality.GOOD
             else:
