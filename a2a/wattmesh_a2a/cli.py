@@ -13,18 +13,18 @@ def main() -> int:
     commands = {entry.name: entry for entry in entry_points(group="wattmesh.commands")}
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in {"-h", "--help"}:
-        print("usage: wattmesh COMMAND …\n\ncommands: " + ", ".join(sorted(commands)))  # noqa: T201
+        print("usage: wattmesh COMMAND …\n\ncommands: " + ", ".join(sorted(commands)))
         return 0 if arguments else 2
     entry = commands.get(arguments[0])
     if entry is None:
-        print(  # noqa: T201
+        print(
             f"wattmesh: there is no command {arguments[0]!r}; there are: {', '.join(sorted(commands))}", file=sys.stderr
         )
         return 2
     try:
         return int(entry.load()(arguments[1:]))
     except WattmeshError as error:
-        print(f"wattmesh {arguments[0]}: {error}", file=sys.stderr)  # noqa: T201
+        print(f"wattmesh {arguments[0]}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -434,7 +434,7 @@ class Delivery:
 
     def _drop(self, count: str, cause: str) -> None:
         self._counts[count] += 1
-        kind = cause.split(":")[0][:60]
+        kind = cause.split(":", maxsplit=1)[0][:60]
         if kind not in self._said and len(self._said) < 200:
             self._said.add(kind)
             log.warning("dropped a message: %s (further ones of this kind are only counted)", cause[:200])

@@ -37,7 +37,13 @@ class Messenger(Protocol):
         ...
 
     async def request(
-        self, to: Address, message: Message, *, expires_ns: int, timeout_s: float | None = None
+        self,
+        to: Address,
+        message: Message,
+        *,
+        expires_ns: int,
+        timeout_s: float | None = None,
+        as_agent: Address | None = None,
     ) -> Message:
         """Send and wait for the answer, repeating with the same id until it comes.
 

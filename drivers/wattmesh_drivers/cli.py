@@ -28,7 +28,7 @@ def device(argv: list[str]) -> int:
     parser.add_argument("--rated-power-w", type=float, help="limit of a write")
     arguments = parser.parse_args(argv)
     if arguments.action == "templates":
-        print("\n".join(template_ids()))  # noqa: T201
+        print("\n".join(template_ids()))
         return 0
     if not arguments.template:
         parser.error(f"--template is needed; there are: {', '.join(template_ids())}")
@@ -56,7 +56,7 @@ async def _read(driver: Driver) -> int:
         units = {point.id: point.unit for point in driver.asset.points}
         for name, (value, quality) in as_mapping(driver).items():
             shown = f"{value:>14.3f} {units[name]}" if quality != Quality.BAD else "             - no data"
-            print(f"{name:<28}{shown}")  # noqa: T201
+            print(f"{name:<28}{shown}")
     finally:
         await driver.close()
     return 0 if answered else 1
@@ -68,7 +68,7 @@ async def _write(driver: Driver, control: str, value: float) -> int:
         outcome = await driver.control(control, value)
     finally:
         await driver.close()
-    print(outcome)  # noqa: T201
+    print(outcome)
     return 0 if isinstance(outcome, Applied | Clamped) else 1
 
 
@@ -93,14 +93,14 @@ async def _discover(host: str, port: int, unit: int) -> int:
     try:
         models = await find_models(link)
     except ConfigurationError as error:
-        print(f"{error}; a device without SunSpec has to be named by its template")  # noqa: T201
+        print(f"{error}; a device without SunSpec has to be named by its template")
         return 1
     finally:
         link.close()
-    print("SunSpec models: " + ", ".join(f"{model} at {address}" for model, address in models.items()))  # noqa: T201
+    print("SunSpec models: " + ", ".join(f"{model} at {address}" for model, address in models.items()))
     for name in template_ids():
         template = load_template(name)
         needed = {point.model for point in template.points if point.model is not None}
         if template.protocol == "sunspec" and needed <= set(models):
-            print(f"template: {name}")  # noqa: T201
+            print(f"template: {name}")
     return 0

@@ -28,13 +28,13 @@ def gateway(argv: list[str]) -> int:
 
     site = load_site(arguments.file)
     if arguments.action == "check":
-        print(f"{arguments.file}: {site.model.site} is fine: {len(site.model.devices)} devices")  # noqa: T201
+        print(f"{arguments.file}: {site.model.site} is fine: {len(site.model.devices)} devices")
         return 0
     if arguments.action == "status":
         report = site.state / "report.json"
         if not report.exists():
             raise ConfigurationError(f"{report} does not exist: the gateway has not run yet")
-        print(json.dumps(json.loads(report.read_text(encoding="ascii")), indent=1))  # noqa: T201
+        print(json.dumps(json.loads(report.read_text(encoding="ascii")), indent=1))
         return 0
     asyncio.run(_run(arguments.file, arguments.time_server, arguments.ready_file))
     return 0
@@ -73,5 +73,5 @@ def why(argv: list[str]) -> int:
     if not database.exists():
         raise ConfigurationError(f"{database} does not exist: the gateway has not run yet")
     lines = explain(database, int(moment.timestamp()) * 1_000_000_000)
-    print("\n".join(lines) or "nothing had been decided by then")  # noqa: T201
+    print("\n".join(lines) or "nothing had been decided by then")
     return 0 if lines else 1

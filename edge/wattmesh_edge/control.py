@@ -136,7 +136,7 @@ class ControlCycle:
             try:
                 proposals += agent.propose(image, self._traded_wh())
                 self._failing.discard(agent.name)
-            except Exception:  # noqa: BLE001 - an agent's mistake must not end control
+            except Exception:
                 self.counts["agent_failures"] += 1
                 if agent.name not in self._failing:
                     self._failing.add(agent.name)

@@ -9,9 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import logging
-import os
 import shutil
 import signal
 import sys
@@ -204,7 +202,7 @@ async def run_demo(options: DemoOptions) -> int:
 
 def say(text: str) -> None:
     """One line for the person who started the demo."""
-    print(f"wattmesh: {text}", flush=True)  # noqa: T201
+    print(f"wattmesh: {text}", flush=True)
 
 
 def prepare_state(state: Path) -> None:
@@ -302,12 +300,13 @@ async def _run(
     watch = asyncio.create_task(children.keep_alive(say), name="watch")
     stopped = asyncio.create_task(stop.wait(), name="stop")
     done, _ = await asyncio.wait({clock, watch, stopped}, return_when=asyncio.FIRST_COMPLETED)
-    for task in (clock, watch, stopped):
+    for task in (clock, watch):
         task.cancel()
+    stopped.cancel()
     await asyncio.gather(clock, watch, stopped, return_exceptions=True)
-    for task in done:
-        if task is not stopped:
-            task.result()  # a failure of ours is not hidden
+    for work in (clock, watch):
+        if work in done:
+            work.result()  # a failure of ours is not hidden
 
 
 class _Progress:

@@ -58,7 +58,7 @@ class ModbusServer:
         if function in {3, 4}:
             return self._read(function, pdu)
         if function == 6 and len(pdu) == 5:
-            if not self.registers.write(*struct.unpack(">H", pdu[1:3]), pdu[3:5]):
+            if not self.registers.write(int.from_bytes(pdu[1:3], "big"), pdu[3:5]):
                 return bytes([0x86, ILLEGAL_ADDRESS])
             return pdu
         if function == 16 and len(pdu) >= 8:

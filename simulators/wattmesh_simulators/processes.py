@@ -16,7 +16,6 @@ from pathlib import Path
 from types import TracebackType
 
 import psutil
-
 from wattmesh_a2a.errors import UnavailableError
 
 log = logging.getLogger(__name__)

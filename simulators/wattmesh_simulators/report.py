@@ -1,7 +1,7 @@
 """The demo's report: what the processes left in their state folders, held against the truth of the simulated hardware.
 
-Costs are at the retail tariff. The baselines pay for their imports and are paid for their exports home by home; WattMesh's cost is what
-the ledger says that the homes paid the retailer (what they pay each other cancels out). Energy that a battery holds more or
+Costs are at the retail tariff. The baselines pay for their imports and are paid for their exports home by home; WattMesh's cost is
+what the ledger says that the homes paid the retailer (what they pay each other cancels out). Energy that a battery holds more or
 less at the end than at the start is valued at the cheapest tariff, for all cases alike.
 """
 
@@ -148,7 +148,7 @@ def _cost(truth: Mapping[str, Any], case: str, tariff: Tariff, start_ns: int, en
         for slot, imported, exported in rows
         if start_ns <= slot < end_ns
     )
-    return units / 1e7
+    return float(units) / 1e7
 
 
 def _fleet_net_wh(truth: Mapping[str, Any], case: str, start_ns: int, end_ns: int) -> list[float]:
@@ -303,4 +303,4 @@ def print_report(report: Mapping[str, Any]) -> None:
         f"  {'met   ' if check['met'] else 'MISSED'} {check['name']}: {check['value']} (wanted: {check['wanted']})"
         for check in report["checks"]
     ]
-    print("\n".join(lines), flush=True)  # noqa: T201
+    print("\n".join(lines), flush=True)

@@ -9,7 +9,8 @@ from typing import Any
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1c2430;--soft:#5b6675;--line:#d9dee6;--paper:#fff;--good:#12723c;--bad:#b3261e;
 --a:#0b63ce;--b:#b25b00;--c:#6b7280}
-@media(prefers-color-scheme:dark){:root{--ink:#e6eaf0;--soft:#a3adba;--line:#333c49;--paper:#12161c;--good:#5bd18b;--bad:#ff8a80;
+@media(prefers-color-scheme:dark){:root{--ink:#e6eaf0;--soft:#a3adba;--line:#333c49;
+--paper:#12161c;--good:#5bd18b;--bad:#ff8a80;
 --a:#6fb1ff;--b:#ffb066;--c:#9aa4b2}}
 body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:68rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.7rem;margin:0}h2{font-size:1.15rem;margin:2.2rem 0 .6rem}p{margin:.3rem 0}.soft{color:var(--soft)}

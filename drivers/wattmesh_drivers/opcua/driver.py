@@ -64,7 +64,7 @@ class OpcUaDriver(BaseDriver):
             await self._audit(client)
         except ValueError as error:
             raise ConfigurationError(f"{self._url} has no namespace {self.template.namespace!r}") from error
-        except (OSError, TimeoutError, ua.UaError, asyncio.TimeoutError) as error:
+        except (OSError, TimeoutError, ua.UaError) as error:
             raise UnavailableError(f"{self._url}: {error or type(error).__name__}") from error
 
     async def _audit(self, client: Client) -> None:
@@ -95,7 +95,7 @@ class OpcUaDriver(BaseDriver):
         now = self._clock.utc_ns()
         try:
             results = await client.uaclient.read_attributes(self._ids, ua.AttributeIds.Value)
-        except (OSError, TimeoutError, ua.UaError, asyncio.TimeoutError) as error:
+        except (OSError, TimeoutError, ua.UaError) as error:
             raise UnavailableError(f"{self._url}: {error or type(error).__name__}") from error
         for index, (model, result) in enumerate(zip(self.template.points, results, strict=True)):
             value = result.Value.Value if result.Value is not None else None
@@ -116,13 +116,13 @@ class OpcUaDriver(BaseDriver):
             await self._node(setting).write_value(ua.DataValue(ua.Variant(typed, kind)))
         except (ua.uaerrors.BadUserAccessDenied, ua.uaerrors.BadNotWritable, ua.uaerrors.BadTypeMismatch) as error:
             raise ConfigurationError(f"{self._url} refuses to write {setting.node}: {error}") from error
-        except (OSError, TimeoutError, ua.UaError, asyncio.TimeoutError) as error:
+        except (OSError, TimeoutError, ua.UaError) as error:
             raise UnavailableError(f"{self._url}: {error or type(error).__name__}") from error
 
     async def _read_setting(self, setting: PointModel) -> float:
         try:
             value = await self._node(setting).read_value()
-        except (OSError, TimeoutError, ua.UaError, asyncio.TimeoutError) as error:
+        except (OSError, TimeoutError, ua.UaError) as error:
             raise UnavailableError(f"{self._url}: {error or type(error).__name__}") from error
         return float(value) * setting.scale * setting.sign
 
