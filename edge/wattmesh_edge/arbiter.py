@@ -7,8 +7,9 @@ does not exist. What is not known never raises power.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wattmesh_a2a.control import GRID_CONNECTION, Bounds, Decision, Priority, Proposal
 
@@ -86,92 +87,110 @@ def arbitrate(
         (proposal for proposal in proposals if proposal.expires_ns > image.monotonic_ns),
         key=lambda proposal: proposal.priority,
     )
-    total = _site_range(image, live, batteries, site)
-    group_target = _group_target(image, live)
-    if group_target is not None:
-        wanted, source, priority = group_target
-        allowed, reason = total.clamp(wanted)
-        shares = distribute(allowed, image, batteries)
-    else:
-        wanted, source, priority, allowed, reason, shares = 0.0, "", None, 0.0, None, {}
+    group = _group_target(image, live)
+    alone = len(batteries) == 1
+    shares = {} if group is None else distribute(group.target_w, image, batteries)
     decisions = []
     for name, limits in batteries.items():
         own = next((p for p in live if p.asset_id == name and p.target_w is not None), None)
-        if own is not None and own.target_w is not None and (priority is None or own.priority < priority):
-            target, why = own.target_w, own.source
-            inside, site_reason = total.clamp(target) if len(batteries) == 1 else (target, None)
-        elif priority is not None:
-            target, why = shares[name] if len(batteries) > 1 else wanted, source
-            inside, site_reason = (shares[name], None) if len(batteries) > 1 else (allowed, reason)
+        if own is not None and own.target_w is not None and (group is None or own.priority < group.priority):
+            wanted, source = own.target_w, own.source
+        elif group is not None:
+            wanted, source = group.target_w if alone else shares[name], group.source
         else:
-            target, why = limits.safe_power_w, "safe-state"
-            inside, site_reason = total.clamp(target) if len(batteries) == 1 else (target, None)
-        final, device_reason = _battery_range(image, name, limits, live).clamp(inside)
+            wanted, source = limits.safe_power_w, "safe-state"
+        range_ = _range_of(image, name, limits, live, site if alone else None)
+        target, reason = range_.clamp(wanted)
         decisions.append(
             Decision(
                 asset_id=name,
                 time_ns=image.time_ns,
-                target_w=final,
-                decided_by=why,
-                limited_by=device_reason or site_reason,
-                requested_w=target,
-                remaining_w=target - final,
+                target_w=target,
+                decided_by=source,
+                limited_by=reason,
+                requested_w=wanted,
+                remaining_w=wanted - target,
             )
         )
-    return decisions
+    return decisions if alone else _within_connection(image, decisions, site)
 
 
-def _battery_range(image: SiteImage, name: str, limits: BatteryLimits, live: Sequence[Proposal]) -> _Range:
-    """Device protection first, then every live bound on this battery in order of priority."""
+def _range_of(
+    image: SiteImage, name: str, limits: BatteryLimits, live: Sequence[Proposal], site: SiteLimits | None
+) -> _Range:
+    """Device protection first, then the connection, then every live bound in order of priority.
+
+    With several batteries (``site`` is none) bounds on the connection are shared out afterwards, over all of them.
+    """
     rated = limits.rated_power_w
     range_ = _Range(-rated, rated, "rated power", "rated power")
     battery = image.batteries.get(name)
     soc = battery.soc_percent if battery is not None else None
+    rest = image.rest_power_w
     if soc is None:  # neither charge nor discharge what nobody knows the state of
         return _Range(0.0, 0.0, "state of charge unknown", "state of charge unknown")
+    if rest is None:  # charging could overload the connection, discharging could feed into the unknown
+        return _Range(0.0, 0.0, "grid power unknown", "grid power unknown")
     if soc <= limits.min_soc_percent:
         range_.low, range_.low_reason = 0.0, f"state of charge at its lower limit of {limits.min_soc_percent:g} %"
     if soc >= limits.max_soc_percent:
         range_.high, range_.high_reason = 0.0, f"state of charge at its upper limit of {limits.max_soc_percent:g} %"
-    for proposal in live:
-        if proposal.asset_id == name and proposal.bounds is not None:
-            range_.narrow(proposal.bounds)
-    return range_
-
-
-def _site_range(
-    image: SiteImage, live: Sequence[Proposal], batteries: Mapping[str, BatteryLimits], site: SiteLimits
-) -> _Range:
-    """What all batteries together may take: the connection's limits around the rest of the site, narrowed by proposals."""
-    rated = sum(limits.rated_power_w for limits in batteries.values())
-    rest = image.rest_power_w
-    if rest is None:
-        # The connection's load is unknown: charging could overload it, discharging could feed into the unknown.
-        return _Range(0.0, 0.0, "grid power unknown", "grid power unknown")
-    range_ = _Range(-rated, rated, "rated power", "rated power")
-    # The connection's limit may force a battery, but never past what it can do: clamp keeps the order of priorities.
-    range_.narrow(
-        Bounds(
-            min_w=min(-site.export_limit_w - rest, site.import_limit_w - rest),
-            max_w=site.import_limit_w - rest,
-            reason="connection limit",
+    if site is not None:
+        connection = Bounds(
+            min_w=-site.export_limit_w - rest, max_w=site.import_limit_w - rest, reason="connection limit"
         )
-    )
+        range_.narrow(connection)
     for proposal in live:
-        if proposal.asset_id == GRID_CONNECTION and proposal.bounds is not None:
-            bounds = proposal.bounds
+        bounds = proposal.bounds
+        if bounds is None:
+            continue
+        if proposal.asset_id == name:
+            range_.narrow(bounds)
+        elif proposal.asset_id == GRID_CONNECTION and site is not None:
             range_.narrow(Bounds(min_w=bounds.min_w - rest, max_w=bounds.max_w - rest, reason=bounds.reason))
     return range_
 
 
-def _group_target(image: SiteImage, live: Sequence[Proposal]) -> tuple[float, str, Priority] | None:
+def _within_connection(image: SiteImage, decisions: list[Decision], site: SiteLimits) -> list[Decision]:
+    """Several batteries together inside the connection's limits: those that overload it give way in proportion."""
+    rest = image.rest_power_w
+    total = sum(decision.target_w or 0.0 for decision in decisions)
+    if rest is None:
+        return decisions
+    over = max(0.0, rest + total - site.import_limit_w) - max(0.0, -site.export_limit_w - rest - total)
+    guilty = sum(max(0.0, math.copysign(1.0, over) * (decision.target_w or 0.0)) for decision in decisions)
+    if over == 0.0 or guilty == 0.0:
+        return decisions
+    share = max(0.0, 1.0 - abs(over) / guilty)
+    result = []
+    for decision in decisions:
+        target = decision.target_w or 0.0
+        if target * over > 0:
+            decision = replace(
+                decision,
+                target_w=target * share,
+                limited_by="connection limit",
+                remaining_w=(decision.requested_w or 0.0) - target * share,
+            )
+        result.append(decision)
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class _GroupTarget:
+    target_w: float
+    source: str
+    priority: Priority
+
+
+def _group_target(image: SiteImage, live: Sequence[Proposal]) -> _GroupTarget | None:
     """The highest-ranked target for the grid connection as power of all batteries; none where it cannot be known."""
     rest = image.rest_power_w
     if rest is None:
         return None
     for proposal in live:
         if proposal.asset_id == GRID_CONNECTION and proposal.target_w is not None:
-            return proposal.target_w - rest, proposal.source, proposal.priority
+            return _GroupTarget(proposal.target_w - rest, proposal.source, proposal.priority)
     return None
 
 
