@@ -162,7 +162,6 @@ class BaseDriver(ABC):
         try:
             await self._open()
         except UnavailableError:
-            self._failed()
             await self._shut()
             raise
         self.state = DriverState.READY
