@@ -167,7 +167,9 @@ class Cloud:
         app = create_api(self.view)
         try:
             from wattmesh_cloud.console import attach
-        except ImportError:
+        except ModuleNotFoundError as error:
+            if error.name != "nicegui":  # anything else that is missing is a fault of ours and has to be seen
+                raise
             log.warning("the console is not installed (pip install 'wattmesh[console]'); the API runs without it")
         else:
             attach(app, self.view)

@@ -24,7 +24,7 @@ def cloud(argv: list[str]) -> int:
 
     config = load_cloud(arguments.file)
     if arguments.action == "check":
-        print(f"{arguments.file}: fine: {len(config.model.market.participants)} participants")  # noqa: T201
+        print(f"{arguments.file}: fine: {len(config.model.market.participants)} participants")
         return 0
     asyncio.run(_run(arguments.file, arguments.time_server, arguments.ready_file))
     return 0

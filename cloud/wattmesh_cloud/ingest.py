@@ -112,19 +112,17 @@ class Ingest:
             if batch is not None:
                 batches.append((frame, batch))
         parsed = {id(batch): self._parsed(batch) for _, batch in batches if isinstance(batch, telemetry.RecordBatch)}
-        items: dict[Table, list[Item]] = defaultdict(list)
-        for _, batch in batches:
-            for message in parsed.get(id(batch), ()):
-                for table, item in items_of(batch.site_id, message):
-                    items[table].append(item)
-        rows = [
-            (batch.site_id, batch.stream, batch.sequence, *_span(batch), batch.records, frame.payload)
+        frames = [
+            (
+                (batch.site_id, batch.stream, batch.sequence, *_span(batch), batch.records, frame.payload),
+                [row for message in parsed.get(id(batch), ()) for row in items_of(batch.site_id, message)],
+            )
             for frame, batch in batches
         ]
-        new = await asyncio.to_thread(self._store.append_frames, rows, items)
-        self.counts["batches"] += new
-        self.counts["duplicates"] += len(rows) - new
-        self._hand_on(batches, parsed)
+        new = await asyncio.to_thread(self._store.append_frames, frames)
+        self.counts["batches"] += sum(new)
+        self.counts["duplicates"] += len(new) - sum(new)
+        self._hand_on([batch for (_, batch), first in zip(batches, new, strict=True) if first], parsed)
         self._acknowledge([batch for _, batch in batches])
 
     def _decoded(self, frame: _Frame) -> telemetry.ColumnBatch | telemetry.RecordBatch | None:
@@ -154,10 +152,11 @@ class Ingest:
 
     def _hand_on(
         self,
-        batches: list[tuple[_Frame, telemetry.ColumnBatch | telemetry.RecordBatch]],
+        batches: list[telemetry.ColumnBatch | telemetry.RecordBatch],
         parsed: dict[int, list[Message]],
     ) -> None:
-        for _, batch in batches:
+        """New batches only: one that comes again is acknowledged again and has no other effect."""
+        for batch in batches:
             if isinstance(batch, telemetry.ColumnBatch):
                 self.counts["records"] += batch.records
                 for columns in self._column_handlers:

@@ -12,6 +12,7 @@ from typing import Protocol
 from wattmesh_a2a.messages import Strategy
 
 MOST_RESERVE_PERCENT = 50.0
+_DAY_SLOTS = 96
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,10 +21,10 @@ class SiteSituation:
 
     site_id: str
     now_ns: int
-    import_wh: tuple[int, ...]
-    """Metered import of the last quarter hours, oldest first."""
+    net_wh: tuple[int, ...]
+    """Metered load less PV of the last quarter hours, oldest first: what the forecast is about, without the battery."""
     expected_net_wh: tuple[float, ...]
-    """Forecast load less PV of the coming quarter hours."""
+    """Forecast load less PV of the coming quarter hours (medians)."""
     import_limit_w: float
 
 
@@ -39,16 +40,23 @@ class PolicyReasoner:
     """The deterministic policy: sound without any model."""
 
     async def strategy(self, situation: SiteSituation, expires_ns: int) -> Strategy | None:
-        """A limit of import where the coming peak stands far above the usual one; trading unless there is no forecast."""
-        if len(situation.import_wh) < 4:
+        """A limit of import where the coming peak stands far above the usual one; trading unless there is no forecast.
+
+        Both peaks are of load less PV. What is usual takes a whole day to know: before that, no limit.
+        """
+        if len(situation.net_wh) < 4:
             return None
-        usual_w = sorted(situation.import_wh)[int(len(situation.import_wh) * 0.95)] * 4.0
         expected_w = max((net * 4 for net in situation.expected_net_wh), default=0.0)
         limit: float | None = None
-        why = f"expected peak {expected_w:.0f} W, usual peak {usual_w:.0f} W"
-        if expected_w > 1.5 * usual_w > 0:
-            limit = max(1.2 * usual_w, 0.5 * expected_w)
-            why += f": import limited to {limit:.0f} W"
+        why = f"expected peak of load less PV {expected_w:.0f} W"
+        if len(situation.net_wh) >= _DAY_SLOTS:
+            usual_w = sorted(situation.net_wh)[int(len(situation.net_wh) * 0.95)] * 4.0
+            why += f", usual peak {usual_w:.0f} W"
+            if expected_w > 1.5 * usual_w > 0:
+                limit = max(1.2 * usual_w, 0.5 * expected_w)
+                why += f": import limited to {limit:.0f} W"
+        else:
+            why += ", usual peak not known yet"
         return Strategy(
             site_id=situation.site_id,
             expires_ns=expires_ns,

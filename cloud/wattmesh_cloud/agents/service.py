@@ -61,7 +61,7 @@ class StrategyService:
         self._org = org
         self._forecasts = forecasts
         self._reasoner = reasoner or PolicyReasoner()
-        self._imports: dict[str, deque[int]] = defaultdict(lambda: deque(maxlen=672))
+        self._net: dict[str, deque[int]] = defaultdict(lambda: deque(maxlen=672))
         self.latest: dict[str, Strategy] = {}
         self.refused = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -70,9 +70,9 @@ class StrategyService:
         """These agents take no requests yet."""
 
     def on_record(self, site: str, message: Message) -> None:
-        """Learn a site's usual import."""
-        if isinstance(message, IntervalEnergy) and message.site_id == site:
-            self._imports[site].append(message.import_wh)
+        """Learn a site's usual load less PV from whole quarter hours."""
+        if isinstance(message, IntervalEnergy) and message.site_id == site and message.complete:
+            self._net[site].append(message.load_wh - message.pv_wh)
 
     async def run(self) -> None:
         """A strategy a site and hour, for ever."""
@@ -103,17 +103,18 @@ class StrategyService:
             self.refused += wished is not None
             return
         self.latest[site] = strategy
+        agent = PRODUCER_AGENT if strategy.peak_limit_w is None else CONSUMER_AGENT
         data: dict[str, JsonValue] = {
-            "agent": CONSUMER_AGENT,
+            "agent": agent,
             "site": site,
             "rationale": strategy.rationale,
             "peak_limit_w": strategy.peak_limit_w,
             "reserve_soc_percent": strategy.reserve_soc_percent,
             "trade": strategy.trade,
         }
-        item = Item(partition="agents#decisions", time_ns=now, id=f"{CONSUMER_AGENT}-{site}", data=data)
+        item = Item(partition="agents#decisions", time_ns=now, id=f"{agent}-{site}", data=data)
         await asyncio.to_thread(self._store.put, Table.MARKET_DATA, [item])
-        task = asyncio.get_running_loop().create_task(self._send(site, strategy))
+        task = asyncio.get_running_loop().create_task(self._send(site, strategy, Address(self._org, CLOUD_UNIT, agent)))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -129,14 +130,13 @@ class StrategyService:
         return SiteSituation(
             site_id=site,
             now_ns=now,
-            import_wh=tuple(self._imports[site]),
+            net_wh=tuple(self._net[site]),
             expected_net_wh=tuple(expected),
             import_limit_w=self._limits[site],
         )
 
-    async def _send(self, site: str, strategy: Strategy) -> None:
+    async def _send(self, site: str, strategy: Strategy, source: Address) -> None:
         to = Address(self._org, site, GATEWAY_AGENT)
-        source = Address(self._org, CLOUD_UNIT, PRODUCER_AGENT if strategy.peak_limit_w is None else CONSUMER_AGENT)
         try:
             await self._messenger.request(to, strategy, expires_ns=strategy.expires_ns, as_agent=source, timeout_s=60.0)
         except WattmeshError as error:

@@ -1,7 +1,7 @@
 """A seasonal profile with rolling quantiles and a fading correction by the last errors. NumPy and nothing else.
 
 For each slot of the day the last 28 days give quantiles, the nearer days weighing more; what the last hours were off is carried
-into the next ones and fades. Facts: this form beats seasonal naive on load (pinball) and PV of the five homes.
+into the next ones and fades.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Model(Protocol):
     name: str
 
     def predict(self, history: Array, first_slot: int, slots: int, slots_a_day: int) -> Array:
-        """Quantiles (``slots`` × ``LEVELS``) of the slots that follow the history.
+        """Quantiles (``slots`` × ``LEVELS``) of the slots that follow the history; NaN for all where nothing is known.
 
         Args:
             history: Energy of consecutive slots, Wh, NaN where it is missing; the last one just ended.
@@ -60,7 +60,8 @@ class SeasonalQuantiles:
         error = self._recent_error(history, slots_a_day)
         fade = 0.5 ** (np.arange(slots) / _FADE_SLOTS)
         out += np.where(out > 0, error * fade[:, None], 0.0)
-        return np.maximum(np.sort(out, axis=1), 0.0)
+        quantiles: Array = np.maximum(np.sort(out, axis=1), 0.0)
+        return quantiles
 
     def _recent_error(self, history: Array, slots_a_day: int) -> float:
         """By how much the last slots were above their usual value."""
@@ -94,8 +95,8 @@ def _widening(middle: float) -> Array:
 
 
 def _fill_unknown(out: Array, history: Array) -> None:
-    """Slots of the day never seen get the spread of everything seen: wide, and never zero by omission."""
+    """Slots of the day never seen get the spread of everything seen; where nothing was ever seen they stay NaN, never 0."""
     unknown = np.isnan(out[:, 0])
-    if unknown.any():
-        known = history[~np.isnan(history)]
-        out[unknown] = np.quantile(known, LEVELS) if len(known) else 0.0
+    known = history[~np.isnan(history)]
+    if unknown.any() and len(known):
+        out[unknown] = np.quantile(known, LEVELS)

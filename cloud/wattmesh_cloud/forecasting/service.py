@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import csv
 import logging
-from collections import defaultdict
+from collections import defaultdict, deque
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -28,6 +29,7 @@ SLOT_S = 900
 _SLOT_NS = SLOT_S * NS_PER_S
 _SLOTS_A_DAY = 86_400 // SLOT_S
 _HISTORY_SLOTS = 30 * _SLOTS_A_DAY
+_SCORES = 2000
 QUANTITIES = ("load_wh", "pv_wh")
 
 
@@ -67,7 +69,7 @@ class ForecastingService:
         self.address = Address(org, CLOUD_UNIT, FORECAST_AGENT)
         self._past: dict[str, dict[int, tuple[float, float]]] = defaultdict(dict)
         self.latest: dict[str, dict[str, Forecast]] = {}
-        self._errors: dict[str, list[float]] = defaultdict(list)
+        self._errors: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_SCORES))
         self._tasks: set[asyncio.Task[None]] = set()
         self.issued = 0
         if history is not None:
@@ -78,8 +80,13 @@ class ForecastingService:
         """Forecasting takes no requests yet."""
 
     def on_record(self, site: str, message: Message) -> None:
-        """Learn from metered energy as it becomes durable, and keep score of the last forecast."""
-        if not isinstance(message, IntervalEnergy) or message.site_id != site:
+        """Learn from metered energy as it becomes durable, and keep score of the last forecast.
+
+        What does not cover its whole slot, or claims to be of a slot that has not begun, teaches nothing.
+        """
+        if not isinstance(message, IntervalEnergy) or message.site_id != site or not message.complete:
+            return
+        if message.slot_s != SLOT_S or message.slot_start_ns % _SLOT_NS or message.slot_start_ns > self._clock.utc_ns():
             return
         self._past[site][message.slot_start_ns] = (float(message.load_wh), float(message.pv_wh))
         for quantity, actual in (("load_wh", message.load_wh), ("pv_wh", message.pv_wh)):
@@ -122,7 +129,9 @@ class ForecastingService:
     async def _issue(self) -> None:
         now = self._clock.utc_ns()
         for site in sorted(self._past):
-            forecasts = await asyncio.to_thread(self.forecast, site, now)
+            self._forget(site, now)
+            past = dict(self._past[site])  # a copy: records arrive on the loop while the thread computes
+            forecasts = await asyncio.to_thread(self._forecasts_of, site, past, now)
             if not forecasts:
                 continue
             self.latest[site] = {forecast.quantity: forecast for forecast in forecasts}
@@ -144,9 +153,17 @@ class ForecastingService:
         except WattmeshError as error:
             log.info("forecast for %s not delivered: %s", site, error)
 
+    def _forget(self, site: str, now: int) -> None:
+        """Drop what no forecast looks at any more."""
+        past, oldest = self._past[site], now - (_HISTORY_SLOTS + 1) * _SLOT_NS
+        for slot in [slot for slot in past if slot < oldest]:
+            del past[slot]
+
     def forecast(self, site: str, now_ns: int) -> tuple[Forecast, ...]:
         """Load and PV of a site from what is known at ``now_ns``; nothing for a site without a past."""
-        past = self._past[site]
+        return self._forecasts_of(site, dict(self._past.get(site, {})), now_ns)
+
+    def _forecasts_of(self, site: str, past: Mapping[int, tuple[float, float]], now_ns: int) -> tuple[Forecast, ...]:
         start = now_ns - now_ns % _SLOT_NS
         known = [slot for slot in past if start - _HISTORY_SLOTS * _SLOT_NS <= slot < start]
         if not known:
@@ -160,6 +177,8 @@ class ForecastingService:
         forecasts = []
         for quantity, history in zip(QUANTITIES, values, strict=True):
             table = self._model.predict(history, first // _SLOT_NS % _SLOTS_A_DAY, slots, _SLOTS_A_DAY)
+            if np.isnan(table).any():
+                continue  # not known is not zero: no forecast of it
             forecasts.append(
                 Forecast(
                     site_id=site,
@@ -177,7 +196,7 @@ class ForecastingService:
     def snapshot(self) -> dict[str, JsonValue]:
         """Figures for the report, the API and the console."""
         errors: dict[str, JsonValue] = {
-            name: round(float(np.mean(values[-2000:])), 1) for name, values in self._errors.items() if values
+            name: round(float(np.mean(values)), 1) for name, values in self._errors.items() if values
         }
         return {"issued": self.issued, "sites": sorted(self.latest), "model": self._model.name, "mean_error_wh": errors}
 

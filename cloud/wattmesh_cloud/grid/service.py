@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wattmesh_a2a.clock import NS_PER_S, Clock
+from wattmesh_a2a.codec import message_from_json
 from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, GRID_AGENT, Address, Envelope
 from wattmesh_a2a.errors import WattmeshError
 from wattmesh_a2a.forecast import Forecast
@@ -38,7 +39,9 @@ _DAY_NS = 86_400 * NS_PER_S
 _MEASURE_AFTER_NS = 2 * _SLOT_NS
 _CALM_NS = 600 * NS_PER_S
 """After a frequency event the status goes back to normal when nothing came for so long."""
-_REAL_ANSWER_S = 20.0
+_REAL_ANSWER_S = 5.0
+"""How long a site is waited for, all at the same time: one that is absent delays the others by no more."""
+_LOOK_BACK_NS = 2 * _DAY_NS
 
 Pay = Callable[[str, str, int, int], Awaitable[None]]
 """(event, participant, delivered Wh, price in ticks)."""
@@ -52,6 +55,8 @@ class Running:
     offers: dict[str, DemandResponseOffer] = field(default_factory=dict)
     dispatched: dict[str, DemandResponseDispatch] = field(default_factory=dict)
     delivered_wh: dict[str, int] = field(default_factory=dict)
+    called: bool = False
+    """Whether the sites have been asked and :attr:`dispatched` is the result."""
 
 
 class GridService:
@@ -111,7 +116,7 @@ class GridService:
             self.frequency_events += 1
             self._disturbed_ns = max(self._disturbed_ns, message.end_ns or message.start_ns)
             self._set_status(GridStatus.ALERT, f"{message.kind} of {message.extreme_frequency_hz:.3f} Hz at {site}")
-        elif isinstance(message, IntervalEnergy):
+        elif isinstance(message, IntervalEnergy) and message.site_id == site:
             slots = self._intervals.setdefault(site, {})
             slots[message.slot_start_ns] = message
             if len(slots) > 400:
@@ -151,6 +156,8 @@ class GridService:
 
     async def run(self) -> None:
         """Watch, announce, dispatch, measure, for ever."""
+        await self._load_intervals()
+        self._tell_again()
         with self._clock.runner():
             while True:
                 now = self._clock.utc_ns()
@@ -161,6 +168,25 @@ class GridService:
                     await self._advance(now)
                 mono = self._clock.monotonic_ns()
                 await self._clock.sleep_until_ns(mono - mono % _STEP_NS + _STEP_NS)
+
+    async def _load_intervals(self) -> None:
+        """Metered energy of the last days, so that an event that began before a restart can be measured."""
+        now = self._clock.utc_ns()
+        for site in await asyncio.to_thread(self._store.partitions, Table.CONSUMER_METRICS):
+            items = await asyncio.to_thread(
+                self._store.query, Table.CONSUMER_METRICS, site, now - _LOOK_BACK_NS, now + _SLOT_NS
+            )
+            for item in items:
+                if item.id == "interval":
+                    self.on_record(site, message_from_json("wattmesh.metering.interval.v1", dict(item.data)))
+
+    def _tell_again(self) -> None:
+        """After a restart: nobody knows which dispatches had arrived, and the same one twice has the effect of one."""
+        now = self._clock.utc_ns()
+        for running in self.running.values():
+            if running.event.end_ns > now:
+                for dispatch in running.dispatched.values():
+                    self._spawn(self._tell(dispatch))
 
     async def finish(self) -> None:
         """At a clean stop: measure and pay what has ended."""
@@ -201,6 +227,7 @@ class GridService:
             ahead = event.start_ns - now
             if (
                 event.state is DemandResponseState.ANNOUNCED
+                and not final
                 and 0 < ahead <= self._config.demand_response.notice_s * NS_PER_S
             ):
                 running.event = replace(event, state=DemandResponseState.DISPATCHED)
@@ -210,6 +237,7 @@ class GridService:
                     await self._measure(running)
             elif event.state is DemandResponseState.ANNOUNCED and ahead <= 0:
                 running.event = replace(event, state=DemandResponseState.CANCELLED)
+                await asyncio.to_thread(self._record, running)
                 del self.running[event.id]
                 self._save()
 
@@ -222,6 +250,7 @@ class GridService:
         answers = await asyncio.gather(*(self._ask(site, asked) for site in sorted(self._forecasts())))
         running.offers = {offer.site_id: offer for offer in answers if offer is not None}
         running.dispatched = least_cost(event, list(running.offers.values()))
+        running.called = True
         self._save()
         await asyncio.gather(*(self._tell(one) for one in running.dispatched.values()))
         await asyncio.to_thread(self._record, running)
@@ -247,12 +276,15 @@ class GridService:
             log.info("dispatch for %s not delivered: %s", dispatch.site_id, error)
 
     async def _measure(self, running: Running) -> None:
-        """Delivered: baseline less metered import, over the window, between 0 and what was dispatched; paid by the price."""
+        """Delivered: baseline less metered import, over the window, between 0 and what was dispatched; paid by the price.
+
+        A quarter hour without a complete reading counts as nothing delivered.
+        """
         event = running.event
         slots = range(event.start_ns, event.end_ns, _SLOT_NS)
         for site, dispatch in running.dispatched.items():
             readings = [self._intervals.get(site, {}).get(slot) for slot in slots]
-            known = [reading for reading in readings if reading is not None]
+            known = [reading for reading in readings if reading is not None and reading.complete]
             hours = _SLOT_NS / 3.6e12
             saved = sum(dispatch.baseline_w * hours - (one.import_wh - one.export_wh) for one in known)
             most = -dispatch.power_w * hours * len(known)
@@ -273,10 +305,10 @@ class GridService:
         self._store.put(Table.GRID_METRICS, [item])
 
     def _save(self) -> None:
-        """Events under way, whole or not at all; dispatches and offers are asked for again after a restart if missing."""
+        """Events under way, whole or not at all. Without the sites' answers an event is still only announced."""
         rows = [
             {
-                "event": _plain(one.event),
+                "event": _plain(one.event if one.called else replace(one.event, state=DemandResponseState.ANNOUNCED)),
                 "dispatched": [_plain(dispatch) for dispatch in one.dispatched.values()],
             }
             for one in self.running.values()
@@ -294,7 +326,7 @@ class GridService:
         self.settled = data["settled"]
         for row in data["events"]:
             event = DemandResponseEvent(**{**row["event"], "state": DemandResponseState(row["event"]["state"])})
-            running = Running(event)
+            running = Running(event, called=event.state is not DemandResponseState.ANNOUNCED)
             running.dispatched = {one["site_id"]: DemandResponseDispatch(**one) for one in row["dispatched"]}
             self.running[event.id] = running
 

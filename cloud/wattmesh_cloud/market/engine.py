@@ -89,6 +89,8 @@ class MarketEngine:
         for result in results:
             if result.reason is not None:
                 self.rejects[result.reason] += 1
+        if not orders and slot_ns in self.slots and self._gate_open(slot_ns, now_ns):
+            self.slots[slot_ns].orders.pop(participant, None)  # a batch of none takes all orders back
         if accepted:
             self.slots.setdefault(slot_ns, Slot(slot_ns)).orders[participant] = accepted
         return results
@@ -110,7 +112,7 @@ class MarketEngine:
             return RejectReason.UNKNOWN_PRODUCT, f"area {config.area}, slots of {config.slot_s} s"
         if self.halted:
             return RejectReason.HALTED, self.halted
-        if not slot_ns - config.gate_open_s * NS <= now_ns < slot_ns - config.gate_close_s * NS:
+        if not self._gate_open(slot_ns, now_ns):
             return RejectReason.GATE_CLOSED, "the gate is not open"
         if order.quantity_wh <= 0:
             return RejectReason.BAD_QUANTITY, "whole watt-hours above 0"
@@ -120,6 +122,9 @@ class MarketEngine:
         if order.quantity_wh > limit_w * config.slot_s / 3600:
             return RejectReason.INFEASIBLE, f"the connection carries {limit_w:g} W"
         return None, ""
+
+    def _gate_open(self, slot_ns: int, now_ns: int) -> bool:
+        return slot_ns - self.config.gate_open_s * NS <= now_ns < slot_ns - self.config.gate_close_s * NS
 
     def _batch_limit(self, participant: str, slot_ns: int, orders: Sequence[Order]) -> RejectReason | None:
         """Limits over all open orders of a participant, at their worst prices."""

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from wattmesh_a2a.errors import ConfigurationError
+from wattmesh_a2a.errors import ConfigurationError, UnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Journal:
             os.ftruncate(self._file, self._size)
             log.warning("%s: cut a torn end of %d bytes", path, self.torn)
         self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
-        self._writing = False
+        self._writer: asyncio.Task[None] | None = None
 
     def _check(self) -> int:
         content = self._path.read_bytes() if self._path.exists() else b""
@@ -73,29 +73,52 @@ class Journal:
 
     def append_now(self, entry: dict[str, Any]) -> None:
         """Write one entry and return when it is durable; blocks."""
-        os.write(self._file, _framed(entry))
-        os.fdatasync(self._file)
+        self._write(_framed(entry))
 
     async def append(self, entry: dict[str, Any]) -> None:
-        """Return when the entry is durable, together with all that arrived meanwhile."""
+        """Return when the entry is durable, together with all that arrived meanwhile.
+
+        Raises:
+            UnavailableError: The disk does not take it; nothing of it stays in the file.
+        """
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((_framed(entry), future))
-        if not self._writing:
-            self._writing = True
-            try:
-                while self._waiting:
-                    group, self._waiting = self._waiting, []
-                    await asyncio.to_thread(self._write, b"".join(frame for frame, _ in group))
-                    for _, waiting in group:
-                        if not waiting.done():
-                            waiting.set_result(None)
-            finally:
-                self._writing = False
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.get_running_loop().create_task(self._write_waiting(), name="journal")
         await future
 
+    async def _write_waiting(self) -> None:
+        """Group after group, in a task of its own: a caller that is cancelled takes nobody with it.
+
+        Callers wake in the order of their entries, so what they then do happens in the journal's order.
+        """
+        while self._waiting:
+            group, self._waiting = self._waiting, []
+            failure: UnavailableError | None = None
+            try:
+                await asyncio.to_thread(self._write, b"".join(frame for frame, _ in group))
+            except OSError as error:
+                failure = UnavailableError(f"{self._path}: {error.strerror}")
+                failure.__cause__ = error
+            for _, waiting in group:
+                if waiting.done():
+                    continue
+                if failure is None:
+                    waiting.set_result(None)
+                else:
+                    waiting.set_exception(failure)
+
     def _write(self, content: bytes) -> None:
-        os.write(self._file, content)
-        os.fdatasync(self._file)
+        """All of it, durable, or nothing of it."""
+        try:
+            left = memoryview(content)
+            while left:
+                left = left[os.write(self._file, left) :]
+            os.fdatasync(self._file)
+        except OSError:
+            os.ftruncate(self._file, self._size)
+            raise
+        self._size += len(content)
 
     def close(self) -> None:
         """Release the file."""

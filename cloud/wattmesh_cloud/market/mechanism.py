@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import Protocol
 
 from wattmesh_a2a.market import Order, Side, Trade
@@ -35,9 +35,9 @@ class UniformPriceCallAuction:
     """One price for all: the one that trades most energy.
 
     - Price: of all prices that trade the most, the middle of the lowest and highest (rounded down).
-    - Who trades: bids above the price and offers below it fully; at the price, the longer side is shared in proportion to
-      quantity, the odd watt-hours going to the largest remainders, ties by order id.
-    - A participant never trades with itself: what it offers and bids itself is netted first, the dearer part stays.
+    - Who trades: on each side the better-priced orders first and fully; those of the last price that still trades are shared
+      in proportion to quantity, the odd watt-hours going to the largest remainders, ties by order id.
+    - A participant never trades with itself: its offers at or below its own best bid are left out.
     """
 
     def clear(self, area_id: str, slot_start_ns: int, orders: Sequence[Order]) -> Clearing:
@@ -49,8 +49,8 @@ class UniformPriceCallAuction:
         buyers = [order for order in bids if order.price_ticks >= price]
         sellers = [order for order in asks if order.price_ticks <= price]
         volume = min(_total(buyers), _total(sellers))
-        bought = _fill(buyers, volume, better=lambda order: order.price_ticks > price)
-        sold = _fill(sellers, volume, better=lambda order: order.price_ticks < price)
+        bought = _fill(buyers, volume)
+        sold = _fill(sellers, volume)
         welfare = sum((order.price_ticks - price) * fill for order, fill in bought)
         welfare += sum((price - order.price_ticks) * fill for order, fill in sold)
         trades = _pair(area_id, slot_start_ns, price, bought, sold)
@@ -91,14 +91,15 @@ def _clearing_price(bids: Sequence[Order], asks: Sequence[Order]) -> int | None:
     return (best[0] + best[-1]) // 2
 
 
-def _fill(orders: Sequence[Order], volume: int, better: Callable[[Order], bool]) -> list[tuple[Order, int]]:
-    """Share a volume over one side: better-priced orders fully, the marginal ones in proportion."""
-    full = [(order, order.quantity_wh) for order in orders if better(order)]
-    marginal = [order for order in orders if not better(order)]
-    left = volume - sum(fill for _, fill in full)
-    if left < 0:  # the better-priced ones alone are more than the other side has: they share in proportion
-        return _pro_rata([order for order, _ in full], volume)
-    return full + _pro_rata(marginal, left)
+def _fill(orders: Sequence[Order], volume: int) -> list[tuple[Order, int]]:
+    """Share a volume over one side (the best price first): price by price fully, the last one in proportion."""
+    filled: list[tuple[Order, int]] = []
+    left = volume
+    for _, level in groupby(orders, key=lambda order: order.price_ticks):
+        shares = _pro_rata(list(level), left)
+        filled += shares
+        left -= sum(share for _, share in shares)
+    return filled
 
 
 def _pro_rata(orders: Sequence[Order], volume: int) -> list[tuple[Order, int]]:
@@ -115,17 +116,21 @@ def _pro_rata(orders: Sequence[Order], volume: int) -> list[tuple[Order, int]]:
     return [(order, share) for order, share in filled if share]
 
 
+def _by_id(row: tuple[Order, int]) -> str:
+    return row[0].client_order_id
+
+
 def _pair(
     area: str, slot: int, price: int, bought: Sequence[tuple[Order, int]], sold: Sequence[tuple[Order, int]]
 ) -> tuple[Trade, ...]:
     """Buyers and sellers matched in order of id, so that a replay makes the same trades with the same ids."""
-    buyers = [[order, fill] for order, fill in sorted(bought, key=lambda row: row[0].client_order_id)]
-    sellers = [[order, fill] for order, fill in sorted(sold, key=lambda row: row[0].client_order_id)]
+    buyers, sellers = sorted(bought, key=_by_id), sorted(sold, key=_by_id)
+    to_buy, to_sell = [fill for _, fill in buyers], [fill for _, fill in sellers]
     trades: list[Trade] = []
     i = j = 0
     while i < len(buyers) and j < len(sellers):
-        (buy, wanted), (sell, offered) = buyers[i], sellers[j]
-        quantity = min(wanted, offered)
+        buy, sell = buyers[i][0], sellers[j][0]
+        quantity = min(to_buy[i], to_sell[j])
         trades.append(
             Trade(
                 id=f"{area}-{slot // 1_000_000_000}-{len(trades) + 1}",
@@ -139,8 +144,7 @@ def _pair(
                 sell_order_id=sell.client_order_id,
             )
         )
-        buyers[i][1] -= quantity
-        sellers[j][1] -= quantity
-        i += buyers[i][1] == 0
-        j += sellers[j][1] == 0
+        to_buy[i] -= quantity
+        to_sell[j] -= quantity
+        i, j = i + (to_buy[i] == 0), j + (to_sell[j] == 0)
     return tuple(trades)

@@ -7,6 +7,7 @@ import math
 import sqlite3
 import threading
 from array import array
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +17,13 @@ from wattmesh_a2a.telemetry import ColumnBatch, RecordBatch, decode, encode_colu
 from wattmesh_cloud.store.base import Item, Series, Table
 
 _NS = 1_000_000_000
+
+FrameRow = tuple[str, str, int, int, int, int, bytes]
+"""Site, stream, sequence, first and last time (UTC ns), number of records, frame."""
+
+_ROWS = "SELECT time_ns, id, data FROM items WHERE tbl = ? AND partition = ? AND time_ns >= ? AND time_ns < ?"
+_OLDEST_FIRST = _ROWS + " ORDER BY time_ns, id LIMIT ?"
+_NEWEST_FIRST = _ROWS + " ORDER BY time_ns DESC, id DESC LIMIT ?"
 
 
 class SqliteStore:
@@ -58,19 +66,30 @@ class SqliteStore:
 
     def append(self, batches: Sequence[ColumnBatch | RecordBatch], items: Mapping[Table, Sequence[Item]]) -> int:
         """See :class:`wattmesh_cloud.store.base.Store`."""
-        frames = [_row_of(batch) for batch in batches]
-        return self.append_frames(frames, items)
-
-    def append_frames(
-        self, rows: Sequence[tuple[str, str, int, int, int, int, bytes]], items: Mapping[Table, Sequence[Item]]
-    ) -> int:
-        """As :meth:`append`, for batches whose frames are at hand: (site, stream, sequence, first, last, records, frame)."""
         with self._writing:
             db = self._connection()
             with db:
-                before = db.total_changes
-                db.executemany("INSERT OR IGNORE INTO batches VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-                new = db.total_changes - before
+                new = sum(_insert(db, _row_of(batch)) for batch in batches)
+                for table, members in items.items():
+                    _put(db, table, members)
+        return new
+
+    def append_frames(self, frames: Sequence[tuple[FrameRow, Sequence[tuple[Table, Item]]]]) -> list[bool]:
+        """As :meth:`append`, for batches whose frames are at hand, each with the rows derived from it.
+
+        Returns:
+            For each frame whether it was new. One that was not changes nothing, its derived rows included.
+        """
+        new = []
+        with self._writing:
+            db = self._connection()
+            with db:
+                items: dict[Table, list[Item]] = defaultdict(list)
+                for row, derived in frames:
+                    new.append(_insert(db, row))
+                    if new[-1]:
+                        for table, item in derived:
+                            items[table].append(item)
                 for table, members in items.items():
                     _put(db, table, members)
         return new
@@ -93,10 +112,8 @@ class SqliteStore:
         newest_first: bool = False,
     ) -> list[Item]:
         """See :class:`wattmesh_cloud.store.base.Store`."""
-        order = "DESC" if newest_first else "ASC"
         rows = self._connection().execute(
-            "SELECT time_ns, id, data FROM items WHERE tbl = ? AND partition = ? AND time_ns >= ? AND time_ns < ?"
-            f" ORDER BY time_ns {order}, id {order} LIMIT ?",
+            _NEWEST_FIRST if newest_first else _OLDEST_FIRST,
             (table, partition, start_ns, end_ns, limit),
         )
         return [Item(partition=partition, time_ns=time, id=name, data=json.loads(data)) for time, name, data in rows]
@@ -151,6 +168,11 @@ class SqliteStore:
         self._local = threading.local()
 
 
+def _insert(db: sqlite3.Connection, row: FrameRow) -> bool:
+    """Whether the batch was new; a known one is left as it is."""
+    return db.execute("INSERT OR IGNORE INTO batches VALUES (?, ?, ?, ?, ?, ?, ?)", row).rowcount == 1
+
+
 def _put(db: sqlite3.Connection, table: Table, items: Sequence[Item]) -> None:
     db.executemany(
         "INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?)",
@@ -167,7 +189,7 @@ def _put(db: sqlite3.Connection, table: Table, items: Sequence[Item]) -> None:
     )
 
 
-def _row_of(batch: ColumnBatch | RecordBatch) -> tuple[str, str, int, int, int, int, bytes]:
+def _row_of(batch: ColumnBatch | RecordBatch) -> FrameRow:
     if isinstance(batch, ColumnBatch):
         first, last = (batch.times_ns[0], batch.times_ns[-1]) if batch.times_ns else (0, 0)
         frame = encode_columns(batch)
