@@ -28,3 +28,66 @@ def main() -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def broker(argv: list[str]) -> int:
+    """``wattmesh broker``: a broker for loopback, until ended."""
+    import argparse
+    import asyncio
+    import signal
+    from pathlib import Path
+
+    from wattmesh_a2a.broker import provision_broker
+
+    parser = argparse.ArgumentParser(prog="wattmesh broker")
+    parser.add_argument("--port", type=int, default=1883)
+    parser.add_argument("--kind", choices=("any", "mosquitto", "small"), default="any")
+    parser.add_argument("--state", type=Path, default=Path(".wattmesh/broker"))
+    arguments = parser.parse_args(argv)
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        async with provision_broker(arguments.state, arguments.port, kind=arguments.kind) as process:
+            print(f"{process.description}: {process.url}", flush=True)
+            await stop.wait()
+
+    asyncio.run(run())
+    return 0
+
+
+def messages(argv: list[str]) -> int:
+    """``wattmesh messages tap``: what passes a broker, a line a message."""
+    import argparse
+    import asyncio
+    import json
+    import uuid
+
+    from wattmesh_a2a.transports.base import Inbound
+    from wattmesh_a2a.transports.mqtt import MqttTransport
+
+    parser = argparse.ArgumentParser(prog="wattmesh messages")
+    parser.add_argument("action", choices=("tap",))
+    parser.add_argument("filter", nargs="?", default="#")
+    parser.add_argument("--broker", default="mqtt://127.0.0.1:1883")
+    arguments = parser.parse_args(argv)
+
+    def show(inbound: Inbound) -> None:
+        kind = "-"
+        try:
+            fields = json.loads(inbound.payload)
+            kind = str(fields.get("type", "-")) if isinstance(fields, dict) else "-"
+        except ValueError:
+            pass
+        print(f"{inbound.topic}  {kind}  {len(inbound.payload)} bytes", flush=True)
+
+    async def run() -> None:
+        transport = MqttTransport(arguments.broker, f"tap-{uuid.uuid4().hex[:8]}")
+        await transport.subscribe(arguments.filter, show)
+        await transport.start()
+        await transport.wait_connected(10.0)
+        await asyncio.Event().wait()
+
+    asyncio.run(run())
+    return 0
