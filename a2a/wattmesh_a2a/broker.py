@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -50,7 +51,20 @@ class BrokerProcess:
         return self._process.pid
 
     async def __aenter__(self) -> BrokerProcess:
-        """Start and wait until it listens; raises :class:`UnavailableError` with its last words."""
+        """Start and wait until it listens.
+
+        Raises:
+            ConfigurationError: The port is taken.
+            UnavailableError: The broker ended or did not listen; with its last words.
+        """
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", self.port))
+            except OSError as error:
+                raise ConfigurationError(
+                    f"port {self.port} cannot be used for the broker ({error.strerror}); end what uses it or choose another"
+                ) from error
         self.start()
         deadline = asyncio.get_running_loop().time() + _START_S
         try:
