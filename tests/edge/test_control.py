@@ -1,0 +1,162 @@
+"""One cycle: who is asked, what is written, and what a failure may not do."""
+
+import pytest
+from wattmesh_a2a.control import GRID_CONNECTION, Failed, Priority, Proposal
+from wattmesh_edge.arbiter import BatteryLimits, SiteLimits
+from wattmesh_edge.control import ControlCycle
+from wattmesh_edge.image import ImageMaker
+
+
+class Wish:
+    name = "wish"
+
+    def __init__(self, target=0.0, lease_ns=10**10):
+        self.target, self.lease_ns = target, lease_ns
+
+    def propose(self, image, _traded):
+        return [
+            Proposal(
+                asset_id=GRID_CONNECTION, priority=Priority.PLAN, source="wish", target_w=self.target,
+                expires_ns=image.monotonic_ns + self.lease_ns,
+            )
+        ]  # fmt: skip
+
+
+class Broken:
+    name = "broken"
+
+    def propose(self, _image, _traded):
+        raise ZeroDivisionError
+
+
+class Reflex:
+    def __init__(self):
+        self.power, self.published = None, []
+
+    def responding(self):
+        return self.power
+
+    def publish(self, baseline_w, min_w, max_w):
+        self.published.append((baseline_w, min_w, max_w))
+
+
+@pytest.fixture
+def cycle(devices, clock):
+    records = []
+
+    def make(*agents, reflex=None):
+        made = ControlCycle(
+            devices, ImageMaker(devices, "meter", 1.0), agents,
+            {"battery": BatteryLimits(rated_power_w=5000, rated_energy_wh=6400)},
+            SiteLimits(import_limit_w=12_000, export_limit_w=8000), clock, period_s=1.0,
+            record=lambda *row: records.append(row), traded_wh=lambda: 0.0, reflex=reflex, real_ns=lambda: 0,
+        )  # fmt: skip
+        made.records = records
+        return made
+
+    devices["battery"].set(soc_percent=50.0)
+    devices["meter"].set(active_power_w=800.0)
+    return make
+
+
+async def test_the_target_is_written_and_recorded(cycle, devices):
+    one = cycle(Wish(0.0))
+    await one.cycle()
+    assert devices["battery"].written == [("active_power_w", -800)]
+    image, decisions, outcomes = one.records[0]
+    assert image.load_power_w == 800
+    assert (decisions[0].decided_by, outcomes) == ("wish", {"battery": "Applied"})
+    assert one.counts["commands_applied"] == 1
+
+
+async def test_an_agent_that_fails_does_not_end_control(cycle, devices, caplog):
+    one = cycle(Broken(), Wish(0.0))
+    for _ in range(3):
+        await one.cycle()
+    assert devices["battery"].written[0] == ("active_power_w", -800)
+    assert one.counts["agent_failures"] == 3
+    assert len([r for r in caplog.records if "broken" in r.getMessage()]) == 1, "said once"
+
+
+async def test_a_dead_meter_leaves_nothing_raised(cycle, devices):
+    one = cycle(Wish(0.0))
+    await one.cycle()
+    devices["meter"].alive = False
+    await one.cycle()
+    assert devices["battery"].written[-1] == ("active_power_w", 0)
+    assert one.records[-1][0].grid_power_w is None
+
+
+async def test_a_dead_battery_does_not_keep_the_others_from_working(cycle, devices):
+    one = cycle(Wish(0.0))
+    devices["battery"].alive = False
+    devices["battery"].outcome = Failed(reason="gone", retryable=True)
+    await one.cycle()
+    assert one.records[-1][2] == {"battery": "Failed"}
+    assert one.records[-1][0].grid_power_w.value == 800
+
+
+async def test_an_expired_wish_is_the_safe_state(cycle, devices):
+    one = cycle(Wish(0.0, lease_ns=0))
+    await one.cycle()
+    assert devices["battery"].written == [("active_power_w", 0.0)]
+    assert one.counts["proposals_expired"] == 1
+
+
+async def test_what_the_reflex_holds_is_not_overwritten(cycle, devices):
+    reflex = Reflex()
+    one = cycle(Wish(0.0), reflex={"battery": reflex})
+    await one.cycle()
+    assert reflex.published == [(-800, -5000, 5000)]
+    reflex.power = -1500.0
+    await one.cycle()
+    assert len(devices["battery"].written) == 1
+    assert one.records[-1][1][0].decided_by == "frequency-response"
+    reflex.power = None
+    await one.cycle()
+    assert len(devices["battery"].written) == 2, "written anew, as the device holds what the reflex wrote"
+
+
+async def test_small_moves_are_left_alone_but_zero_is_zero(cycle, devices):
+    wish = Wish(0.0)
+    one = cycle(wish)
+    await one.cycle()
+    devices["battery"].set(active_power_w=-800.0)
+    devices["meter"].set(active_power_w=5.0)
+    await one.cycle()
+    assert devices["battery"].written[-1] == ("active_power_w", -800)
+    devices["meter"].set(active_power_w=-795.0)
+    await one.cycle()
+    assert devices["battery"].written[-1][1] == -5
+    devices["battery"].set(active_power_w=-5.0)
+    devices["meter"].set(active_power_w=-5.0)
+    await one.cycle()
+    assert devices["battery"].written[-1][1] == 0
+
+
+async def test_the_export_limit_is_kept_by_curtailing(cycle, devices):
+    one = cycle(Wish(0.0))
+    devices["battery"].set(soc_percent=100.0)
+    devices["meter"].set(active_power_w=-9000.0)
+    devices["inverter"].set(active_power_w=-9500.0)
+    devices["inverter"].asset = type(devices["inverter"].asset)(
+        id="inverter", kind="inverter", points=devices["inverter"].asset.points, rated_power_w=10_000
+    )
+    await one.cycle()
+    assert devices["inverter"].written[-1] == ("production_limit_percent", 85.0)
+    devices["meter"].set(active_power_w=-2000.0)
+    devices["inverter"].set(active_power_w=-3000.0)
+    for _ in range(20):
+        await one.cycle()
+    assert devices["inverter"].written[-1][1] == 100.0
+
+
+async def test_cycles_come_on_multiples_of_the_period(cycle, clock):
+    import asyncio
+
+    one = cycle(Wish(0.0))
+    task = asyncio.create_task(one.run())
+    await clock.advance(5.5)
+    task.cancel()
+    assert one.counts["cycles"] == 5
+    assert [row[0].monotonic_ns for row in one.records] == [n * 10**9 for n in range(1, 6)]

@@ -1,0 +1,72 @@
+"""The site file: every mistake names file, line and field, and nothing starts half."""
+
+from pathlib import Path
+
+import pytest
+import wattmesh_edge.config as config
+from wattmesh_a2a.errors import ConfigurationError
+from wattmesh_edge.cli import gateway
+
+EXAMPLE = Path("firmware_configs/sites/home-1.yaml")
+
+
+@pytest.fixture
+def example():
+    root = Path(__file__).parents[2]
+    return (root / EXAMPLE).read_text()
+
+
+def load(tmp_path, text):
+    path = tmp_path / "site.yaml"
+    path.write_text(text)
+    return config.load_site(path)
+
+
+def test_the_example_is_sound(tmp_path, example):
+    site = load(tmp_path, example)
+    assert site.grid_meter == "meter"
+    assert site.state == tmp_path / "state" / "home-1"
+    assert site.tariff.import_price_ticks(1_662_069_600 * 10**9) == 5400  # 2022-09-01 15:00 at UTC-7
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (
+            "import_limit_w: 12000",
+            "import_limit_w: -1",
+            "connection.import_limit_w: input should be greater than 0 (found -1)",
+        ),
+        ("time_zone:", "timezone:", "unknown field; did you mean 'time_zone'?"),
+        ("Etc/GMT+7", "Etc/Nowhere", "time zone 'Etc/Nowhere' is unknown"),
+        (", role: grid}", "}", "exactly one meter needs role: grid"),
+        ("template: sunspec_battery", "template: sunspec_batery", "there is no device template 'sunspec_batery'"),
+        (", rated_power_w: 5000, rated_energy_wh: 6400", "", "a battery needs rated_power_w and rated_energy_wh"),
+        ("device: battery, profile", "device: meter, profile", "no register that the reflex may write"),
+        ("point: frequency_hz", "point: frequenz", "has no 'frequenz'; it has"),
+        ("device: meter, point", "device: metre, point", "'metre' is none of the devices inverter, battery, meter"),
+        ("mqtt://127.0.0.1:1883", "mqtt://broker.example:1883", "plain text is for loopback only"),
+        ("agents: [producer, consumer]", "agents: [producer, trader]", "input should be 'producer' or 'consumer'"),
+        ("period_s: 1.0", "period_s: 0", "greater than or equal to 0.1"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path, example, old, new, told):
+    assert old in example
+    with pytest.raises(ConfigurationError) as caught:
+        load(tmp_path, example.replace(old, new, 1))
+    assert told in str(caught.value)
+
+
+def test_check_says_fine_and_starts_nothing(tmp_path, example, capsys):
+    path = tmp_path / "site.yaml"
+    path.write_text(example)
+    assert gateway(["check", str(path)]) == 0
+    assert "home-1 is fine" in capsys.readouterr().out
+    assert [entry.name for entry in tmp_path.iterdir()] == ["site.yaml"]
+
+
+def test_a_gateway_without_its_key_says_which_file(tmp_path, example):
+    path = tmp_path / "site.yaml"
+    path.write_text(example)
+    with pytest.raises(ConfigurationError, match=r"keys/home-1\.key: the key cannot be read"):
+        gateway(["run", str(path)])
