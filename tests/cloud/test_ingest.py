@@ -1,0 +1,215 @@
+"""Telemetry from a gateway to the store over the in-memory broker: durable, then acknowledged; once; what it claims to be."""
+
+import asyncio
+import contextlib
+from array import array
+
+import pytest
+from wattmesh_a2a.codec import record_line
+from wattmesh_a2a.delivery import ACKNOWLEDGED, Delivery
+from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, INGEST_AGENT, Address
+from wattmesh_a2a.messages import IntervalEnergy, TelemetryAck
+from wattmesh_a2a.telemetry import ColumnBatch, RecordBatch, encode_columns, encode_records
+from wattmesh_a2a.transports.memory import MemoryBroker, MemoryTransport
+from wattmesh_cloud.ingest import Ingest
+from wattmesh_cloud.store.base import Table
+
+
+class Site:
+    """A gateway that sends frames and notes what is acknowledged."""
+
+    def __init__(self, broker, clock, name="home-1"):
+        self.name = name
+        self.transport = MemoryTransport(broker)
+        self.delivery = Delivery(self.transport, Address("demo", name, GATEWAY_AGENT), clock)
+        self.acknowledged: list[tuple[str, int]] = []
+        self.at_acknowledgement = lambda: None
+
+        async def take(envelope):
+            assert isinstance(envelope.data, TelemetryAck)
+            self.at_acknowledgement()
+            self.acknowledged += [(envelope.data.stream, sequence) for sequence in envelope.data.sequences]
+            return ACKNOWLEDGED
+
+        self.delivery.on_request(TelemetryAck, take, idempotent=True)
+
+
+@pytest.fixture
+async def fleet(store, clock):
+    """Ingest at work, and a function that makes connected sites."""
+    broker = MemoryBroker()
+    cloud = Delivery(MemoryTransport(broker), Address("demo", CLOUD_UNIT, INGEST_AGENT), clock)
+    ingest = Ingest(store, cloud, clock, "demo")
+    ingest.register()
+    await cloud.start()
+    running = asyncio.create_task(ingest.run())
+    sites = []
+
+    async def site(name="home-1"):
+        made = Site(broker, clock, name)
+        await made.delivery.start()
+        sites.append(made)
+        return made
+
+    yield ingest, site
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+    await ingest.stop()
+    for made in sites:
+        await made.delivery.stop()
+    await cloud.stop()
+
+
+async def quiet(ingest):
+    """All that was sent is committed, handed on and acknowledged."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+    await ingest.settle(5)
+    async with asyncio.timeout(5):
+        while ingest._tasks:
+            await asyncio.wait(ingest._tasks)
+
+
+def samples(sequence, clock, site="home-1", stream="points"):
+    return ColumnBatch(
+        site_id=site,
+        session="s",
+        stream=stream,
+        sequence=sequence,
+        columns=("meter.active_power_w", "meter.frequency_hz"),
+        times_ns=array("q", [clock.utc_ns()]),
+        values=(array("d", [1.0]), array("d", [60.0])),
+        qualities=(b"\0", b"\0"),
+    )
+
+
+def lines(sequence, *messages, site="home-1", extra=()):
+    raw = (*(record_line(message) for message in messages), *extra)
+    return RecordBatch(site_id=site, session="s", stream="records", sequence=sequence, lines=raw)
+
+
+async def test_a_batch_is_durable_before_it_is_acknowledged(fleet, clock, store):
+    ingest, make_site = fleet
+    site = await make_site()
+    seen = []
+    site.at_acknowledgement = lambda: seen.append(store.sequences("home-1", "points"))
+    await site.delivery.send_telemetry("points", encode_columns(samples(7, clock)))
+    await quiet(ingest)
+    assert site.acknowledged == [("points", 7)]
+    assert seen == [(1, 2)]
+    assert ingest.counts["records"] == 2
+
+
+async def test_no_acknowledgement_while_the_store_writes_or_when_it_cannot(fleet, clock, store, monkeypatch):
+    ingest, make_site = fleet
+    site = await make_site()
+    order = []
+    real = store.append_frames
+
+    def slow(frames):
+        order.append("begin")
+        result = real(frames)
+        order.append("durable")
+        return result
+
+    monkeypatch.setattr(store, "append_frames", slow)
+    site.at_acknowledgement = lambda: order.append("acknowledged")
+    ingest.on_columns(lambda batch: order.append("handed on"))
+    await site.delivery.send_telemetry("points", encode_columns(samples(1, clock)))
+    await quiet(ingest)
+    assert order == ["begin", "durable", "handed on", "acknowledged"]
+
+
+async def test_a_repeated_batch_is_acknowledged_again_and_has_no_other_effect(fleet, clock, store, make_interval):
+    ingest, make_site = fleet
+    site = await make_site()
+    got_columns, got_records = [], []
+    ingest.on_columns(got_columns.append)
+    ingest.on_record(lambda name, message: got_records.append((name, message)))
+    reading = make_interval("home-1", clock.utc_ns())
+    points, records = encode_columns(samples(1, clock)), encode_records(lines(1, reading))
+    for _ in range(3):  # in one group, and after it
+        await site.delivery.send_telemetry("points", points)
+        await site.delivery.send_telemetry("points", points)
+        await site.delivery.send_telemetry("records", records)
+        await quiet(ingest)
+    assert len(got_columns) == 1
+    assert got_records == [("home-1", reading)]
+    assert ingest.counts["records"] == 2
+    assert (ingest.counts["batches"], ingest.counts["duplicates"]) == (2, 7)
+    assert site.acknowledged.count(("points", 1)) == 6
+    assert site.acknowledged.count(("records", 1)) == 3
+    assert len(store.query(Table.CONSUMER_METRICS, "home-1", 0, 2**62)) == 1
+
+
+async def test_the_same_sequence_of_another_site_or_stream_is_another_batch(fleet, clock, store, make_interval):
+    ingest, make_site = fleet
+    one, two = await make_site("home-1"), await make_site("home-2")
+    await one.delivery.send_telemetry("points", encode_columns(samples(1, clock)))
+    await two.delivery.send_telemetry("points", encode_columns(samples(1, clock, "home-2")))
+    await one.delivery.send_telemetry("records", encode_records(lines(1, make_interval("home-1", 0))))
+    await quiet(ingest)
+    assert ingest.counts["batches"] == 3
+    assert (one.acknowledged, two.acknowledged) == ([("points", 1), ("records", 1)], [("points", 1)])
+
+
+async def test_garbage_is_counted_and_neither_stored_nor_acknowledged(fleet, clock, store):
+    ingest, make_site = fleet
+    site = await make_site()
+    whole = encode_columns(samples(1, clock))
+    for payload in (b"", b"WM1", b"garbage" * 20, whole[:-3], whole[:4] + b"\0" * 40):
+        await site.delivery.send_telemetry("points", payload)
+    await site.delivery.send_telemetry("points", encode_columns(samples(2, clock)))
+    await quiet(ingest)
+    assert ingest.counts["invalid"] == 5
+    assert site.acknowledged == [("points", 2)], "the good one among them is taken"
+    assert store.sequences("home-1", "points") == (1, 2)
+
+
+async def test_a_site_cannot_send_in_anothers_name(fleet, clock, store, caplog):
+    ingest, make_site = fleet
+    thief = await make_site("home-2")
+    victim = await make_site("home-1")
+    await thief.delivery.send_telemetry("points", encode_columns(samples(1, clock, "home-1")))
+    await thief.delivery.send_telemetry("points", encode_columns(samples(2, clock, "home-2", stream="records")))
+    await quiet(ingest)
+    assert ingest.counts["invalid"] == 2
+    assert store.streams() == []
+    assert (thief.acknowledged, victim.acknowledged) == ([], [])
+    assert "home-2" in caplog.text
+
+
+async def test_a_reading_of_another_site_makes_no_row(fleet, clock, store, make_interval):
+    ingest, make_site = fleet
+    site = await make_site("home-2")
+    await site.delivery.send_telemetry("records", encode_records(lines(1, make_interval("home-1", 0), site="home-2")))
+    await quiet(ingest)
+    assert store.partitions(Table.CONSUMER_METRICS) == []
+    assert site.acknowledged == [("records", 1)]
+
+
+async def test_a_record_that_is_not_understood_does_not_hold_up_the_others(fleet, clock, store, make_interval):
+    ingest, make_site = fleet
+    site = await make_site()
+    got = []
+    ingest.on_record(lambda name, message: got.append(message))
+    batch = lines(1, make_interval("home-1", 900), extra=(b'{"type": "from.the.future.v9", "data": {}}', b"no json"))
+    await site.delivery.send_telemetry("records", encode_records(batch))
+    await quiet(ingest)
+    assert [type(message) for message in got] == [IntervalEnergy]
+    assert ingest.counts["invalid_records"] == 2
+    assert site.acknowledged == [("records", 1)]
+
+
+async def test_when_too_much_waits_frames_are_left_to_come_again(store, clock, messenger, monkeypatch):
+    monkeypatch.setattr("wattmesh_cloud.ingest._QUEUE_FRAMES", 2)
+    ingest = Ingest(store, messenger, clock, "demo")
+    ingest.register()
+    for sequence in range(5):
+        messenger.telemetry("home-1", "points", encode_columns(samples(sequence, clock)))
+    assert ingest.counts["refused_busy"] == 3
+    running = asyncio.create_task(ingest.run())
+    await quiet(ingest)
+    running.cancel()
+    assert [one.message.sequences for one in messenger.sent(TelemetryAck)] == [(0, 1)]
