@@ -292,7 +292,7 @@ def _participant(name: str, row: Any, currency: str) -> dict[str, Any]:
         "retail": f"{row['paid_retail']:.2f} {currency}",
         "market": f"{row['paid_trades']:.2f} {currency}",
         "flex": f"{row['received_flexibility']:.2f} {currency}",
-        "cost": f"{-row['cost']:.2f} {currency}",
+        "cost": f"{-row['cost'] + 0.0:.2f} {currency}",
     }
 
 
