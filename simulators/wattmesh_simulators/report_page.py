@@ -18,7 +18,8 @@ table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}th,t
 border-bottom:1px solid var(--line)}th:first-child,td:first-child{text-align:left}th{font-weight:600;color:var(--soft)}
 .scroll{overflow-x:auto}.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(13rem,1fr));gap:.8rem;margin:1rem 0}
 .tile{border:1px solid var(--line);border-radius:.6rem;padding:.8rem 1rem}.tile b{display:block;font-size:1.5rem}
-.good{color:var(--good)}.bad{color:var(--bad)}svg{width:100%;height:auto;display:block}svg text{fill:var(--soft);font:12px system-ui}
+.good{color:var(--good)}.bad{color:var(--bad)}svg{width:100%;height:auto;display:block}
+svg text{fill:var(--soft);font:12px system-ui}
 .key span{display:inline-block;margin-right:1.2rem}.key i{display:inline-block;width:1.4rem;height:0;border-top:3px solid;
 vertical-align:middle;margin-right:.4rem}
 """

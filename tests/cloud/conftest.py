@@ -174,3 +174,20 @@ def settled():
             await asyncio.wait(tasks)
 
     return wait
+
+
+@pytest.fixture
+async def background():
+    """Start a loop that runs for ever; it ends with the test, and its error is the test's."""
+    tasks: list[asyncio.Task] = []
+
+    def start(work) -> asyncio.Task:
+        tasks.append(asyncio.create_task(work))
+        return tasks[-1]
+
+    yield start
+    for task in tasks:
+        task.cancel()
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(result, Exception):
+            raise result

@@ -94,7 +94,9 @@ def test_credit_counts_open_orders_of_all_slots(make_config, order):
     assert reasons(engine.submit("ann", T, [order(price=3000)], OPEN)) == [None]
     other = order(price=3000, slot_ns=T + SLOT)
     assert reasons(engine.submit("ann", T + SLOT, [other], OPEN)) == [RejectReason.CREDIT_LIMIT]
-    assert reasons(engine.submit("ann", T, [order(price=4000)], OPEN)) == [None], "it replaces its own, and 0.40 is left"
+    assert reasons(engine.submit("ann", T, [order(price=4000)], OPEN)) == [None], (
+        "it replaces its own, and 0.40 is left"
+    )
 
 
 def test_credit_counts_what_trades_cost_but_not_the_retailers_bill(make_config, order):
@@ -185,12 +187,12 @@ def test_a_negative_booking_is_refused():
 def random_inputs(seed, count=400):
     """Calls as (method, arguments), many of them wrong on purpose."""
     rng = random.Random(seed)
-    people = ["ann", "bob", "cem", "eve"]
+    people = ["ann", "bob", "cem"] * 4 + ["eve"]
     now = OPEN
     for number in range(count):
         now += rng.randrange(0, 40) * NS_PER_S
         slot, who = T + rng.randrange(0, 8) * SLOT, rng.choice(people)
-        match rng.choice(["submit"] * 6 + ["clear"] * 2 + ["settle"] * 3 + ["flexibility", "halt", "resume", "resume"]):
+        match rng.choice(["submit"] * 8 + ["clear"] * 2 + ["settle"] * 3 + ["flexibility", "halt"] + ["resume"] * 3):
             case "submit":
                 orders = [
                     Order(
@@ -199,10 +201,10 @@ def random_inputs(seed, count=400):
                         area_id="area-1",
                         slot_start_ns=slot,
                         side=rng.choice(list(Side)),
-                        quantity_wh=rng.randrange(0, 900),
+                        quantity_wh=rng.randrange(0, 500),
                         price_ticks=rng.randrange(-500, 6000),
                     )
-                    for index in range(rng.randrange(0, 3))
+                    for index in range(rng.choice([0, 1, 2, 2, 2, 3, 3]))
                 ]
                 yield "submit", (who, slot, orders, now), {}
             case "clear":
@@ -238,6 +240,5 @@ def test_money_never_appears_and_a_replay_ends_in_the_same_state(make_config, se
     assert one.ledger.digest == other.ledger.digest
     shortened = MarketEngine(make_config())
     inputs = list(random_inputs(seed))
-    last_trade = max(index for index, (method, _, _) in enumerate(inputs) if method == "settle")
-    list(play(shortened, inputs[: last_trade // 2]))
+    list(play(shortened, inputs[: len(inputs) // 2]))
     assert shortened.state_hash() != one.state_hash()

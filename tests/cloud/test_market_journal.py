@@ -171,9 +171,7 @@ async def test_a_full_disk_is_an_error_for_everyone_and_leaves_no_half_entry(tmp
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("wattmesh_cloud.market.journal.os.write", write)
-    results = await asyncio.gather(
-        journal.append({"n": 22222}), journal.append({"n": 33333}), return_exceptions=True
-    )
+    results = await asyncio.gather(journal.append({"n": 22222}), journal.append({"n": 33333}), return_exceptions=True)
     assert [type(one) for one in results] == [UnavailableError, UnavailableError]
     full = False
     await journal.append({"n": 4})

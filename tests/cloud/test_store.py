@@ -12,7 +12,9 @@ from wattmesh_cloud.store.sqlite import SqliteStore
 T = 1_700_000_000 * NS_PER_S
 
 
-def columns(sequence, times_s, values, *, site="home-1", stream="points", names=("meter.active_power_w",), quality=None):
+def columns(
+    sequence, times_s, values, *, site="home-1", stream="points", names=("meter.active_power_w",), quality=None
+):
     times = array("q", [T + second * NS_PER_S for second in times_s])
     return ColumnBatch(
         site_id=site,

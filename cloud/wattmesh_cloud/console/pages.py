@@ -242,7 +242,8 @@ async def _market(view: CloudView) -> None:
             )  # fmt: skip
         f.heading("Participants")
         columns = (("site", "Site"), ("bought", "Imported"), ("sold", "Exported"), ("trades", "Trades"),
-                   ("retail", "Paid to retailer"), ("market", "Paid for trades"), ("flex", "Demand response"), ("cost", "Balance"))  # fmt: skip
+                   ("retail", "Paid to retailer"), ("market", "Paid for trades"), ("flex", "Demand response"),
+                   ("cost", "Balance"))  # fmt: skip
         people = f.table(columns, [], "Nobody takes part yet")
         f.heading("Last trades")
         trade_columns = (("id", "Trade"), ("slot", "Delivery"), ("buyer_id", "Buyer"), ("seller_id", "Seller"),
@@ -337,7 +338,7 @@ async def _grid(view: CloudView) -> None:
                 {"time": f"{f.when(row.time_ns, tz, full=True)} {row.data['site_id']}", "site": row.data["site_id"],
                  "kind": str(row.data["kind"]).replace("_", " "), "extreme": f.number(row.data["extreme_frequency_hz"], 3, "Hz"),
                  "response": f.power(row.data["response_w"]),
-                 "took": f.number(None if row.data["detection_to_write_ns"] is None else row.data["detection_to_write_ns"] / 1e6, 2, "ms")}
+                 "took": f.number(_ms(row.data["detection_to_write_ns"]), 2, "ms")}
                 for row in rows[:60]
             ]  # fmt: skip
 
@@ -345,6 +346,10 @@ async def _grid(view: CloudView) -> None:
         await refresh_slowly()
         ui.timer(1.0, refresh)
         ui.timer(10.0, refresh_slowly)
+
+
+def _ms(nanoseconds: int | None) -> float | None:
+    return None if nanoseconds is None else nanoseconds / 1e6
 
 
 def _response(row: Any, tz: Any) -> dict[str, Any]:

@@ -97,9 +97,9 @@ class ForecastingService:
 
     async def run(self) -> None:
         """Issue forecasts for ever; the first at once."""
-        await self._load()
         every = self._config.issue_every_s * NS_PER_S
         with self._clock.runner():
+            await self._load()
             while True:
                 await self._issue()
                 now = self._clock.monotonic_ns()

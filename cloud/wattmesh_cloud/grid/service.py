@@ -156,9 +156,9 @@ class GridService:
 
     async def run(self) -> None:
         """Watch, announce, dispatch, measure, for ever."""
-        await self._load_intervals()
-        self._tell_again()
         with self._clock.runner():
+            await self._load_intervals()
+            self._tell_again()
             while True:
                 now = self._clock.utc_ns()
                 if self.status is GridStatus.ALERT and now - self._disturbed_ns > _CALM_NS:

@@ -162,12 +162,12 @@ class MarketService:
 
     async def run(self) -> None:
         """Keep the market's time, for ever."""
-        await self._load_intervals()
-        now = self._clock.utc_ns()
-        for name, slot in sorted(self._unacknowledged):
-            if slot + self._slot_ns > now:
-                self._send_commitment(self.engine.commitment(name, slot))
         with self._clock.runner():
+            await self._load_intervals()
+            now = self._clock.utc_ns()
+            for name, slot in sorted(self._unacknowledged):
+                if slot + self._slot_ns > now:
+                    self._send_commitment(self.engine.commitment(name, slot))
             while True:
                 await self._step()
                 now = self._clock.monotonic_ns()
