@@ -136,26 +136,25 @@ async def test_the_past_is_bounded_and_so_is_the_score(service, clock, make_inte
     assert service.snapshot()["mean_error_wh"]["load_wh"] == pytest.approx(50, abs=1)
 
 
-async def test_records_may_arrive_while_a_thread_computes(store, messenger, clock, tmp_path, make_interval, background):
-    arriving = []
-
-    class Busy:
-        name = "busy"
-
-        def predict(self, history, first_slot, slots, slots_a_day):
-            before = len(service._past["home-1"])
-            for back in range(1, 200):  # what the loop would do meanwhile
-                slot = clock.utc_ns() - 4 * DAY - back * SLOT
-                service.on_record("home-1", make_interval("home-1", slot))
-            arriving.append(len(service._past["home-1"]) - before)
-            return MODEL.predict(history, first_slot, slots, slots_a_day)
-
-    service = ForecastingService(ForecastingConfig(), store, messenger, clock, tmp_path, "demo", model=Busy())
+async def test_the_thread_computes_on_a_copy_while_records_arrive(
+    service, clock, make_interval, background, monkeypatch
+):
     teach(service, make_interval, clock)
+    real, seen = service._forecasts_of, []
+
+    def while_records_arrive(site, past, now_ns):
+        count = len(past)
+        for slot in past:  # raises if the loop's own dictionary is what the thread iterates
+            if slot % DAY == 0:
+                service.on_record(site, make_interval(site, slot - 10 * DAY))
+        seen.append((count, len(past), len(service._past[site])))
+        return real(site, past, now_ns)
+
+    monkeypatch.setattr(service, "_forecasts_of", while_records_arrive)
     background(service.run())
     await clock.advance(0)
-    assert arriving[0] == 199
-    assert service.latest["home-1"]["load_wh"].values[0][2] == pytest.approx(100, abs=1)
+    assert seen == [(288, 288, 291)]
+    assert service.issued == 2
 
 
 async def test_a_site_that_does_not_answer_costs_nobody_else(
