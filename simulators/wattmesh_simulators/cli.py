@@ -14,7 +14,7 @@ def simulate(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="wattmesh simulate")
     parser.add_argument("file", type=Path, help="the fleet's file")
     parser.add_argument("--time-server", metavar="HOST:PORT", help="take part in simulated time")
-    parser.add_argument("--state", type=Path, help="folder for truth.json")
+    parser.add_argument("--state", type=Path, help="folder for truth.json, and for going on after a restart")
     parser.add_argument("--ready-file", type=Path, help="written when all devices listen")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
@@ -34,8 +34,9 @@ async def _simulate(file: Path, time_server: str | None, state: Path | None, rea
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with open_clock(FIRST, time_server) as clock:
-        fleet = Fleet(model, clock, state)
-        await fleet.start()
+        with clock.runner():  # time waits while the devices start
+            fleet = Fleet(model, clock, state)
+            await fleet.start()
         running = asyncio.create_task(fleet.run(1.0), name="fleet")
         stopping = asyncio.create_task(stop.wait())
         if ready is not None:

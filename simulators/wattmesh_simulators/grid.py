@@ -3,6 +3,7 @@
     2 H S / f0 · df/dt = P_disturbance + P_governor − ΔP_batteries − D S (f − f0) / f0
 
 (Kundur, Power System Stability and Control, 1994, section 11.1.) It is integrated when somebody asks, in steps of 5 ms.
+The batteries feed back while a disturbance lasts: before and after it, the rest of the grid is taken to be balanced with them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import importlib.resources
 import random
 import time
 from collections.abc import Callable
+
+from wattmesh_a2a.errors import ConfigurationError
 
 STEP_S = 0.005
 _STEPS_AT_MOST = 2000
@@ -67,12 +70,33 @@ class Grid:
         self._trace_step_s = 1.0
         self._trace_began = 0.0
         self.nadir_hz = nominal_hz
+        """The lowest frequency since the last disturbance began, without the noise."""
 
     def play_trace(self, name: str, column: str, step_s: float) -> None:
-        """Play a recorded frequency (a CSV in ``data/frequency``) instead of the equation, from now on, again and again."""
-        path = importlib.resources.files("wattmesh_simulators") / "data" / "frequency" / name
-        with path.open(encoding="utf-8") as file:
-            self._trace = [float(row[column]) for row in csv.DictReader(file) if row[column]]
+        """Play a recorded frequency (a CSV in ``data/frequency``) instead of the equation, from now on, again and again.
+
+        A row without a value repeats the one before. Raises :class:`ConfigurationError` where there is no such file or column.
+        """
+        folder = importlib.resources.files("wattmesh_simulators") / "data" / "frequency"
+        if name not in (known := sorted(one.name for one in folder.iterdir() if one.name.endswith(".csv"))):
+            raise ConfigurationError(f"grid.trace: there is no recording {name!r}; there are: {', '.join(known)}")
+        trace: list[float] = []
+        with (folder / name).open(encoding="utf-8") as file:
+            rows = csv.DictReader(file)
+            if column not in (rows.fieldnames or ()):
+                raise ConfigurationError(
+                    f"grid.trace_column: {name} has no column {column!r}; it has: {', '.join(rows.fieldnames or ())}"
+                )
+            for row in rows:
+                try:
+                    trace.append(float(row[column]))
+                except ValueError:
+                    if row[column]:
+                        raise ConfigurationError(
+                            f"grid.trace_column: {column!r} of {name} holds no numbers (found {row[column]!r})"
+                        ) from None
+                    trace.append(trace[-1] if trace else self._f0)
+        self._trace = trace
         self._trace_step_s = step_s
         self._trace_began = self._monotonic()
 
@@ -81,13 +105,16 @@ class Grid:
         self._advance()
         if self._disturbance_w == 0.0:
             self._batteries_before_w = self._batteries_w()
+            self.nadir_hz = self._f0 + self._deviation_hz
         self._disturbance_w = power_w
 
     def frequency_hz(self) -> float:
         """The frequency now."""
         if self._trace is not None:
             index = int((self._monotonic() - self._trace_began) / self._trace_step_s)
-            return self._trace[index % len(self._trace)]
+            frequency = self._trace[index % len(self._trace)]
+            self.nadir_hz = min(self.nadir_hz, frequency)
+            return frequency
         self._advance()
         return self._f0 + self._deviation_hz + self._noise
 

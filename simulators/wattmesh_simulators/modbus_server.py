@@ -12,10 +12,10 @@ import struct
 from wattmesh_a2a.errors import ConfigurationError
 
 from wattmesh_simulators.faults import Faults
-from wattmesh_simulators.registers import RegisterMap
+from wattmesh_simulators.registers import ILLEGAL_ADDRESS, ILLEGAL_VALUE, RegisterMap
 
 _MAX_FRAME = 260
-ILLEGAL_FUNCTION, ILLEGAL_ADDRESS, ILLEGAL_VALUE = 1, 2, 3
+ILLEGAL_FUNCTION = 1
 
 
 class ModbusServer:
@@ -26,6 +26,7 @@ class ModbusServer:
         self.unit = unit
         self.faults = faults or Faults()
         self.requests = 0
+        self.writes_refused = 0
         self.port = 0
         self._server: asyncio.Server | None = None
         self.connections: set[_Connection] = set()
@@ -58,27 +59,30 @@ class ModbusServer:
         if function in {3, 4}:
             return self._read(function, pdu)
         if function == 6 and len(pdu) == 5:
-            if not self.registers.write(int.from_bytes(pdu[1:3], "big"), pdu[3:5]):
-                return bytes([0x86, ILLEGAL_ADDRESS])
-            return pdu
+            code = self.registers.write(int.from_bytes(pdu[1:3], "big"), pdu[3:5])
+            return self._refused(function, code) if code else pdu
         if function == 16 and len(pdu) >= 8:
             address, count, size = struct.unpack(">HHB", pdu[1:6])
             if size != count * 2 or len(pdu) != 6 + size or not 1 <= count <= 123:
-                return bytes([0x90, ILLEGAL_VALUE])
-            if not self.registers.write(address, pdu[6:]):
-                return bytes([0x90, ILLEGAL_ADDRESS])
-            return pdu[:5]
-        return bytes([function | 0x80, ILLEGAL_FUNCTION])
+                return self._refused(function, ILLEGAL_VALUE)
+            code = self.registers.write(address, pdu[6:])
+            return self._refused(function, code) if code else pdu[:5]
+        return self._refused(function, ILLEGAL_VALUE if function in {6, 16} else ILLEGAL_FUNCTION)
+
+    def _refused(self, function: int, code: int) -> bytes:
+        if function in {6, 16}:
+            self.writes_refused += 1
+        return bytes([function | 0x80, code])
 
     def _read(self, function: int, pdu: bytes) -> bytes:
         if len(pdu) != 5:
-            return bytes([function | 0x80, ILLEGAL_VALUE])
+            return self._refused(function, ILLEGAL_VALUE)
         address, count = struct.unpack(">HH", pdu[1:])
         if not 1 <= count <= 125:
-            return bytes([function | 0x80, ILLEGAL_VALUE])
-        content = self.registers.read(function, address, count)
+            return self._refused(function, ILLEGAL_VALUE)
+        content = self.registers.read(function, address, count, fresh=not self.faults.frozen)
         if content is None:
-            return bytes([function | 0x80, ILLEGAL_ADDRESS])
+            return self._refused(function, ILLEGAL_ADDRESS)
         if self.faults.short:
             content = content[:-2]
         if self.faults.wrong_function:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
@@ -35,6 +36,8 @@ class OpcUaServer:
         self._server = Server()
         self._points: list[tuple[str, ua.NodeId]] = []
         self._settings: dict[ua.NodeId, str] = {}
+        self._variants: dict[ua.NodeId, ua.VariantType] = {}
+        self._shown: dict[ua.NodeId, float] = {}
 
     async def start(self, port: int) -> None:
         """Listen; raises :class:`ConfigurationError` where the port is taken."""
@@ -59,9 +62,11 @@ class OpcUaServer:
                 if kind == "settings":
                     await node.set_writable()
                     self._settings[node_id] = point["id"]
+                    self._variants[node_id] = variant
+                    self._shown[node_id] = value
                 else:
                     self._points.append((point["id"], node_id))
-        server.subscribe_server_callback(CallbackType.PreWrite, self._taken)
+        server.subscribe_server_callback(CallbackType.PostWrite, self._taken)
         try:
             await server.start()
         except OSError as error:
@@ -74,18 +79,29 @@ class OpcUaServer:
         await self._server.stop()
 
     async def refresh(self) -> None:
-        """Take the plant's values; to be called after each step."""
+        """Take the plant's values, and what has become of the settings; to be called after each step."""
         values = self._quantities()
         now = datetime.now(tz=UTC)
         for name, node_id in self._points:
             value = ua.DataValue(ua.Variant(float(values[name]), ua.VariantType.Double), SourceTimestamp=now)
             await self._server.write_attribute_value(node_id, value)
+        for node_id, name in self._settings.items():  # a setpoint that nobody renewed has fallen back
+            if self._shown[node_id] != values[name]:
+                self._shown[node_id] = values[name]
+                kind = self._variants[node_id]
+                raw = round(values[name]) if kind is ua.VariantType.UInt32 else values[name]
+                value = ua.DataValue(ua.Variant(raw, kind), SourceTimestamp=now)
+                await self._server.write_attribute_value(node_id, value)
 
     async def _taken(self, event: object, dispatcher: object = None) -> None:
         del dispatcher
         if not getattr(event, "is_external", True):
             return
-        for write in event.request_params.NodesToWrite:  # type: ignore[attr-defined]  # untyped by asyncua
+        writes = event.request_params.NodesToWrite  # type: ignore[attr-defined]  # untyped by asyncua
+        for write, status in zip(writes, event.response_params, strict=True):  # type: ignore[attr-defined]
             name = self._settings.get(write.NodeId)
-            if name is not None and write.AttributeId == ua.AttributeIds.Value:
-                self._written(name, float(write.Value.Value.Value))
+            if name is None or write.AttributeId != ua.AttributeIds.Value or not status.is_good():
+                continue
+            self._shown[write.NodeId] = value = float(write.Value.Value.Value)
+            if math.isfinite(value):  # any other is put right at the next step
+                self._written(name, value)

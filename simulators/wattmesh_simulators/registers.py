@@ -1,6 +1,8 @@
 """Registers of a simulated device, laid out from its template as data; the codec here shares nothing with the drivers'.
 
-A device's map is one image of big-endian bytes a function code; values are encoded when they are read after the plant moved.
+A device's map is one image of big-endian bytes a function code; values are encoded when they are read after the plant moved,
+the frequency whenever it is read. Writable is what the template has a setting for, and nothing else: a register that took a
+value without an effect would be a lie.
 """
 
 from __future__ import annotations
@@ -10,11 +12,12 @@ import json
 import math
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import yaml
+from wattmesh_a2a.errors import ConfigurationError
 
 NOT_IMPLEMENTED: dict[str, bytes] = {
     "int16": b"\x80\x00", "uint16": b"\xff\xff", "acc16": b"\0\0", "enum16": b"\xff\xff", "bitfield16": b"\xff\xff",
@@ -29,10 +32,45 @@ _SUNSPEC_FORMAT = {
 }  # fmt: skip
 _PLAIN_FORMAT = {"u16": "H", "s16": "h", "u32": "I", "s32": "i", "u64": "Q", "s64": "q", "f32": "f", "f64": "d"}
 _EXPONENTS = {"A_SF": -2, "V_SF": -1, "Hz_SF": -2, "PF_SF": -2, "Tmp_SF": -1, "Pct_SF": -1, "WMaxLimPct_SF": -2,
-              "CellV_SF": -3, "DCA_SF": -2, "DCV_SF": -1, "SoC_SF": -1, "SoH_SF": -1}  # fmt: skip
+              "CellV_SF": -3, "DCA_SF": -2, "DCV_SF": -1, "SoC_SF": -1, "SoH_SF": -1,
+              "PFRtg_SF": -2, "OutPFSet_SF": -2, "ARtg_SF": -1, "AMax_SF": -1}  # fmt: skip
 """Scale factors the simulated devices use; 0 elsewhere. Model 701 gives frequency in millihertz."""
 _SUNS = b"SunS"
 BASE = 40000
+ILLEGAL_ADDRESS, ILLEGAL_VALUE = 2, 3
+"""Modbus exception codes that :meth:`RegisterMap.write` gives."""
+
+_EXTRA_MODELS: dict[str, tuple[int, ...]] = {
+    "inverter": (120, 121, 123, 160, 701, 702, 703, 704),
+    "battery": (702, 704),
+    "meter": (),
+}
+_NAMEPLATE: dict[tuple[int, str], str | float] = {
+    (103, "Evt2"): 0, (103, "PPVphAB"): "voltage_l12_v", (103, "PPVphBC"): "voltage_l12_v", (103, "PPVphCA"): "voltage_l12_v",
+    (120, "DERTyp"): 4, (120, "WRtg"): "rated_power_w", (120, "VARtg"): "rated_power_w", (120, "VArRtgQ1"): "rated_reactive_var",
+    (120, "VArRtgQ2"): 0, (120, "VArRtgQ3"): 0, (120, "VArRtgQ4"): "rated_reactive_var", (120, "ARtg"): "rated_current_a",
+    (120, "PFRtgQ1"): 0.8, (120, "PFRtgQ2"): 0.8, (120, "PFRtgQ3"): 0.8, (120, "PFRtgQ4"): 0.8,
+    (121, "WMax"): "rated_power_w", (121, "VRef"): 240, (121, "VRefOfs"): 0,
+    (123, "Conn"): 1, (123, "OutPFSet"): 1, (123, "OutPFSet_Ena"): 0, (123, "VArPct_Ena"): 0,
+    (203, "PhV"): "voltage_l2_v", (203, "PPV"): "voltage_l12_v", (203, "PhVphAB"): "voltage_l12_v",
+    (203, "PhVphBC"): "voltage_l12_v", (203, "PhVphCA"): "voltage_l12_v", (203, "Evt"): 0,
+    (701, "ACType"): 3, (701, "St"): 1, (701, "InvSt"): 3, (701, "ConnSt"): 1,
+    (702, "WMaxRtg"): "rated_power_w", (702, "VAMaxRtg"): "rated_power_w", (702, "VNomRtg"): 240,
+    (702, "AMaxRtg"): "rated_current_a", (702, "WChaRteMaxRtg"): "rated_charge_w", (702, "WDisChaRteMaxRtg"): "rated_discharge_w",
+    (702, "WMax"): "rated_power_w", (703, "ES"): 1, (713, "WHRtg"): "rated_energy_wh", (713, "Sta"): 0,
+    (802, "AHRtg"): "rated_charge_ah", (802, "WHRtg"): "rated_energy_wh", (802, "WChaRteMax"): "rated_charge_w",
+    (802, "WDisChaRteMax"): "rated_discharge_w", (802, "SoC"): "soc_percent", (802, "SoH"): "soh_percent", (802, "LocRemCtl"): 0,
+    (802, "AlmRst"): 0, (802, "Typ"): 4, (802, "Evt1"): 0, (802, "Evt2"): 0, (802, "EvtVnd1"): 0, (802, "EvtVnd2"): 0,
+    (802, "SetOp"): 1, (802, "SetInvState"): 1,
+}  # fmt: skip
+"""Mandatory and nameplate points that templates do not read: a quantity's name, or the value itself."""
+_INVERTER_701: dict[tuple[int, str], tuple[str, int]] = {
+    (701, "W"): ("active_power_w", -1), (701, "VA"): ("apparent_power_va", 1), (701, "Var"): ("reactive_power_var", 1),
+    (701, "A"): ("current_a", 1), (701, "Hz"): ("frequency_hz", 1), (701, "VL1"): ("voltage_l1_v", 1),
+    (701, "VL2"): ("voltage_l2_v", 1), (701, "VL3"): ("voltage_l3_v", 1), (701, "TotWhInj"): ("energy_produced_wh", 1),
+    (701, "TmpCab"): ("temperature_cabinet_degc", 1),
+}  # fmt: skip
+"""What an inverter's model 701 gives where the template reads its model 103: quantity and sign."""
 
 
 @dataclass(slots=True)
@@ -42,28 +80,40 @@ class Field:
     name: str
     at: int
     """Byte offset."""
-    format: str
+    codec: struct.Struct
     factor: float
     """Raw = value / factor."""
     swapped: bool
     low: int | None
     high: int | None
+    minimum: float = -math.inf
+    """Least value that may be written, in our unit; ``maximum`` the largest."""
+    maximum: float = math.inf
+
+    @property
+    def end(self) -> int:
+        """Byte offset after it."""
+        return self.at + self.codec.size
 
     def encode(self, image: bytearray, value: float) -> None:
         """Put a value into the image, at the type's limit where it does not fit."""
-        raw = value / self.factor
-        if self.low is None or self.high is None:
-            packed = struct.pack(">" + self.format, raw)
+        raw: float = value / self.factor
+        if self.low is not None and self.high is not None:
+            raw = min(max(round(raw), self.low), self.high)
+        if self.swapped:
+            image[self.at : self.end] = _swap(self.codec.pack(raw))
         else:
-            packed = struct.pack(">" + self.format, min(max(round(raw), self.low), self.high))
-        image[self.at : self.at + len(packed)] = _swap(packed) if self.swapped else packed
+            self.codec.pack_into(image, self.at, raw)
 
-    def decode(self, image: bytearray) -> float:
-        """The value that the image holds."""
-        size = struct.calcsize(self.format)
-        packed = bytes(image[self.at : self.at + size])
-        (raw,) = struct.unpack(">" + self.format, _swap(packed) if self.swapped else packed)
-        return float(raw) * self.factor
+    def decode(self, packed: bytes) -> float | None:
+        """The value of its bytes; none where they are the type's mark for no value or outside what may be written."""
+        (raw,) = self.codec.unpack(_swap(packed) if self.swapped else packed)
+        if not math.isfinite(raw) or (
+            self.low is not None and self.high is not None and not self.low <= raw <= self.high
+        ):
+            return None
+        value = float(raw) * self.factor
+        return value if self.minimum <= value <= self.maximum else None
 
 
 def _swap(packed: bytes) -> bytes:
@@ -72,19 +122,31 @@ def _swap(packed: bytes) -> bytes:
 
 
 def _field(name: str, at: int, format_: str, factor: float, *, swapped: bool = False) -> Field:
-    bits = struct.calcsize(format_) * 8
+    codec = struct.Struct(">" + format_)
     if format_ in "fd":
-        return Field(name, at, format_, factor, swapped, None, None)
+        return Field(name, at, codec, factor, swapped, None, None)
     if format_.isupper():
-        return Field(name, at, format_, factor, swapped, 0, 2**bits - 2)
-    return Field(name, at, format_, factor, swapped, -(2 ** (bits - 1)) + 1, 2 ** (bits - 1) - 1)
+        return Field(name, at, codec, factor, swapped, 0, 2 ** (codec.size * 8) - 2)
+    return Field(name, at, codec, factor, swapped, -(2 ** (codec.size * 8 - 1)) + 1, 2 ** (codec.size * 8 - 1) - 1)
+
+
+def _writable(field: Field, setting: Mapping[str, Any]) -> Field:
+    """The same registers under a setting's name and limits."""
+    return replace(
+        field,
+        name=setting["id"],
+        minimum=float(setting.get("minimum", -math.inf)),
+        maximum=float(setting.get("maximum", math.inf)),
+    )
 
 
 @cache
 def template_of(name: str) -> dict[str, Any]:
-    """A device template as plain data; raises FileNotFoundError."""
-    path = importlib.resources.files("firmware_configs") / "devices" / f"{name}.yaml"
-    data: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    """A device template as plain data; raises :class:`ConfigurationError` with the names that there are."""
+    folder = importlib.resources.files("firmware_configs") / "devices"
+    if name not in (known := sorted(file.name.removesuffix(".yaml") for file in folder.iterdir())):
+        raise ConfigurationError(f"there is no device template {name!r}; there are: {', '.join(known)}")
+    data: dict[str, Any] = yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
     return data
 
 
@@ -96,6 +158,7 @@ class RegisterMap:
         quantities: All values of the device now, by point name, in our sign and unit.
         moved: A number that changes whenever the plant moved.
         written: Called with each setting that a master wrote, in our sign and unit.
+        frequency: The frequency now, for what has to be fresh between two moves of the plant; none takes it from ``quantities``.
     """
 
     def __init__(
@@ -104,86 +167,95 @@ class RegisterMap:
         quantities: Callable[[], Mapping[str, float]],
         moved: Callable[[], int],
         written: Callable[[str, float], None],
+        frequency: Callable[[], float] | None = None,
     ) -> None:
         self._quantities = quantities
+        self._frequency = frequency or (lambda: quantities()["frequency_hz"])
         self._moved = moved
         self._written = written
         self._seen = -1
         self.images: dict[int, tuple[int, bytearray]] = {}
         """Function code → first register and bytes."""
         self._read_fields: dict[int, list[Field]] = {}
-        self._settings: list[Field] = []
+        self._settings: dict[int, Field] = {}
+        """Byte offset → what may be written there."""
         data = template_of(template)
         if data["protocol"] == "sunspec":
             self._lay_out_sunspec(data)
         else:
             self._lay_out_plain(data)
+        self._frequencies = {
+            function: [field for field in fields if field.name == "frequency_hz"]
+            for function, fields in self._read_fields.items()
+        }
 
-    def read(self, function: int, address: int, count: int) -> bytes | None:
-        """Registers as bytes; none where the device has no such address."""
+    def read(self, function: int, address: int, count: int, *, fresh: bool = True) -> bytes | None:
+        """Registers as bytes; none where the device has no such address. Without ``fresh`` they stay as they were."""
         found = self.images.get(function)
         if found is None:
             return None
         base, image = found
         start = (address - base) * 2
-        if start < 0 or start + count * 2 > len(image):
+        end = start + count * 2
+        if start < 0 or end > len(image):
             return None
-        self._refresh()
-        return bytes(image[start : start + count * 2])
+        if fresh:
+            if self._moved() != self._seen:
+                self._refresh()
+            else:
+                for field in self._frequencies[function]:  # never a cached one: the reflex listens
+                    if start < field.end and field.at < end:
+                        field.encode(image, self._frequency())
+        return bytes(image[start:end])
 
-    def write(self, address: int, content: bytes) -> bool:
-        """Take a write to holding registers; false where there are none."""
-        found = self.images.get(3)
-        if found is None:
-            return False
-        base, image = found
-        start = (address - base) * 2
-        if start < 0 or start + len(content) > len(image):
-            return False
-        image[start : start + len(content)] = content
-        for field in self._settings:
-            if start <= field.at and field.at + struct.calcsize(field.format) <= start + len(content):
-                self._written(field.name, field.decode(image))
+    def write(self, address: int, content: bytes) -> int:
+        """Take a write to holding registers: 0, or the exception code, and then nothing of it has had an effect."""
+        base, image = self.images.get(3, (0, bytearray()))
+        at = start = (address - base) * 2
+        taken: list[tuple[Field, bytes, float]] = []
+        while at < start + len(content):
+            field = self._settings.get(at)
+            if field is None or field.end > start + len(content):
+                return ILLEGAL_ADDRESS
+            packed = content[at - start : field.end - start]
+            value = field.decode(packed)
+            if value is None:
+                return ILLEGAL_VALUE
+            taken.append((field, packed, value))
+            at = field.end
+        for field, packed, value in taken:
+            image[field.at : field.end] = packed
+            self._written(field.name, value)
         self._seen = -1
-        return True
+        return 0
 
     def _refresh(self) -> None:
-        moved = self._moved()
-        fields = self._read_fields
-        if moved != self._seen:
-            self._seen = moved
-            values = self._quantities()
-            for function, members in fields.items():
-                image = self.images[function][1]
-                for field in members:
-                    value = values.get(field.name)
-                    if value is not None and math.isfinite(value):
-                        field.encode(image, value)
-            return
-        frequency: float | None = None
-        for function, members in fields.items():
+        self._seen = self._moved()
+        values = self._quantities()
+        for function, members in self._read_fields.items():
+            image = self.images[function][1]
             for field in members:
-                if field.name == "frequency_hz":  # never a cached one: the reflex listens
-                    frequency = self._quantities()["frequency_hz"] if frequency is None else frequency
-                    field.encode(self.images[function][1], frequency)
+                value = values.get(field.name)
+                if value is not None and math.isfinite(value):
+                    field.encode(image, value)
 
     def _lay_out_plain(self, data: Mapping[str, Any]) -> None:
-        by_function: dict[int, list[Mapping[str, Any]]] = {}
-        for point in data["points"]:
-            by_function.setdefault(point["function"], []).append(point)
-        for function, points in by_function.items():
-            size = max(point["address"] + struct.calcsize(_PLAIN_FORMAT[point["type"]]) // 2 for point in points)
-            self.images[function] = (0, bytearray(size * 2))
-            self._read_fields[function] = [
-                _field(
+        by_function: dict[int, list[Field]] = {}
+        for kind in ("points", "settings"):
+            for point in data.get(kind, ()):
+                field = _field(
                     point["id"],
                     point["address"] * 2,
                     _PLAIN_FORMAT[point["type"]],
                     float(point.get("scale", 1.0)) * point.get("sign", 1),
                     swapped=point.get("word_order", "big") == "little",
                 )
-                for point in points
-            ]
+                by_function.setdefault(3 if kind == "settings" else point["function"], []).append(field)
+                if kind == "settings":
+                    self._settings[field.at] = _writable(field, point)
+        for function, fields in by_function.items():
+            self.images[function] = (0, bytearray(max(field.end for field in fields)))
+            self._read_fields[function] = fields
 
     def _lay_out_sunspec(self, data: Mapping[str, Any]) -> None:
         wanted: dict[tuple[int, str, int, str], tuple[str, int, bool]] = {}
@@ -191,8 +263,10 @@ class RegisterMap:
             for point in data.get(kind, ()):
                 key = (point["model"], point.get("group", ""), point.get("index", 0), point["point"])
                 wanted.setdefault(key, (point["id"], point.get("sign", 1), kind == "settings"))
-        extra = {"inverter": (120, 121, 123, 160, 701, 702, 703, 704), "battery": (702, 704), "meter": ()}[data["kind"]]
-        models = sorted({1, *extra, *(key[0] for key in wanted)})
+        models = sorted({1, *_EXTRA_MODELS[data["kind"]], *(key[0] for key in wanted)})
+        if data["kind"] == "inverter":
+            for (model, name), (quantity, sign) in _INVERTER_701.items():
+                wanted.setdefault((model, "", 0, name), (quantity, sign, False))
         image = bytearray(_SUNS)
         fields: list[Field] = []
         for model in models:
@@ -203,9 +277,7 @@ class RegisterMap:
         for point in data.get("settings", ()):  # a point may be read under one name and written under another
             key = (point["model"], point.get("group", ""), point.get("index", 0), point["point"])
             shared = next(field for field in fields if field.name == wanted[key][0])
-            self._settings.append(
-                Field(point["id"], shared.at, shared.format, shared.factor, False, shared.low, shared.high)
-            )
+            self._settings[shared.at] = _writable(shared, point)
 
     def _lay_out_model(
         self,
@@ -253,10 +325,17 @@ class RegisterMap:
                 continue
             image += NOT_IMPLEMENTED[kind]
             found = wanted.get((model, name, index, point["name"]))
+            constant = None if found or name else _NAMEPLATE.get((model, point["name"]))
+            if found is None and constant is None:
+                continue
+            factor = point.get("sf")
+            exponent = _exponent(model, factor) if isinstance(factor, str) else int(factor or 0)
             if found is not None:
-                factor = point.get("sf")
-                exponent = _exponent(model, factor) if isinstance(factor, str) else int(factor or 0)
                 fields.append(_field(found[0], at, _SUNSPEC_FORMAT[kind], found[1] * 10.0**exponent))
+            elif isinstance(constant, str):
+                fields.append(_field(constant, at, _SUNSPEC_FORMAT[kind], 10.0**exponent))
+            elif constant is not None:
+                _field("", at, _SUNSPEC_FORMAT[kind], 10.0**exponent).encode(image, constant)
 
 
 def _exponent(model: int, scale_factor: str) -> int:

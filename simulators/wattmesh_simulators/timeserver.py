@@ -129,6 +129,7 @@ class TimeServer:
             previous = self._clients.get(name)
             if previous is not None:
                 self._leave(previous)
+                previous.writer.close()
             self._clients[name] = client
             writer.write(b'{"now_ns": %d}\n' % self.now_ns)
             self._joined.set()
