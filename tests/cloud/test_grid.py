@@ -67,10 +67,10 @@ class World:
             return offer(to.unit, -2000, self.prices[to.unit], event=message.id, baseline=4000)
         return Acknowledged()
 
-    def meter(self, make_interval, start_ns, import_wh, sites=SITES, **changes):
-        """Four quarter hours of import, as ingest would hand them on and store them."""
+    def meter(self, make_interval, start_ns, import_wh, sites=SITES, count=4, **changes):
+        """Quarter hours of import, as ingest would hand them on and store them."""
         for site in sites:
-            for slot in range(start_ns, start_ns + HOUR, SLOT):
+            for slot in range(start_ns, start_ns + count * SLOT, SLOT):
                 reading = make_interval(site, slot, import_wh=import_wh, **changes)
                 for table, item in items_of(site, reading):
                     self.store.put(table, [item])
@@ -266,13 +266,15 @@ async def test_a_restart_after_it_tells_again_and_measures_from_the_store(
     first = background(world.service.run())
     await clock.advance(11 * 3600)
     await settled(world.service)
-    await clock.advance(3600)
-    world.meter(make_interval, midnight_ns + PEAK * HOUR, 600)
+    await clock.advance(3600 + 2750)
+    world.meter(make_interval, midnight_ns + PEAK * HOUR, 600, count=3)
     first.cancel()
     asked, told = len(world.asked()), len(world.told())
     world.service = world.started()
     background(world.service.run())
-    await clock.advance(2 * 3600)
+    await clock.advance(1000)
+    world.meter(make_interval, midnight_ns + PEAK * HOUR + 3 * SLOT, 600, count=1)
+    await clock.advance(3600)
     assert len(world.asked()) == asked, "the answers were kept"
     assert [one.message for one in world.told()[told:]] == [one.message for one in world.told()[:told]]
     assert {site: wh for _, site, wh, _ in world.paid} == {"ann": 1600, "bob": 1600}
