@@ -62,6 +62,7 @@ class DemoOptions:
     seed: int
     kills: tuple[Kill, ...]
     disturb: bool
+    trace: bool
     verbose: bool
 
 
@@ -89,6 +90,9 @@ def parse(argv: list[str]) -> DemoOptions:
     parser.add_argument("--seed", type=int, default=1, help="seed of the simulators' noise")
     parser.add_argument("--kill", action="append", default=[], metavar="NAME@SECONDS", help="kill -9 a process then")
     parser.add_argument("--no-disturbance", action="store_true", help="leave the grid's frequency alone")
+    parser.add_argument(
+        "--iberia", action="store_true", help="play the recorded blackout of 2025-04-28 (50 Hz) as the grid"
+    )
     parser.add_argument("--verbose", action="store_true", help="say more")
     arguments = parser.parse_args(argv)
     headless = arguments.days is not None
@@ -113,7 +117,8 @@ def parse(argv: list[str]) -> DemoOptions:
         http_port=arguments.http_port or free_ports(1)[0],
         seed=arguments.seed,
         kills=kills,
-        disturb=not arguments.no_disturbance,
+        disturb=not arguments.no_disturbance and not arguments.iberia,
+        trace=arguments.iberia,
         verbose=arguments.verbose,
     )
 
@@ -171,6 +176,7 @@ async def run_demo(options: DemoOptions) -> int:
             seed=options.seed,
             disturbances_at_s=_disturbances(options),
             hold_s=6.0,
+            trace=options.trace,
         )
         names = {"hardware", "cloud", *files.sites}
         server = TimeServer(start_ns=files.start_ns, step_ns=step_s * NS_PER_S, speed=options.speed, expected=names)

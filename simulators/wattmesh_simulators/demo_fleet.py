@@ -42,6 +42,13 @@ TARIFF: Mapping[str, Any] = {
 }
 """The tariff of the data set (its README), with a feed-in price of our own: the source pays nothing for exports."""
 
+IBERIA: Mapping[str, Any] = {
+    "trace": "iberia_blackout_20250428_toledo_2s.csv",
+    "trace_column": "f_hz",
+    "trace_step_s": 2.0,
+}
+"""The blackout of 28 April 2025 as a grid analyser at Toledo saw it; see the data's README."""
+
 IMPORT_LIMIT_W, EXPORT_LIMIT_W = 12_000, 8_000
 BATTERY_POWER_W, BATTERY_ENERGY_WH = 5_000, 6_400
 
@@ -78,22 +85,27 @@ def write_fleet(
     seed: int,
     disturbances_at_s: tuple[float, ...],
     hold_s: float,
+    trace: bool = False,
 ) -> FleetFiles:
     """Write keys, site files, the cloud's file, the simulators' file and the history under ``state``.
 
-    ``start`` is the aware simulated start; ``period_s`` the control period in simulated seconds.
+    ``start`` is the aware simulated start; ``period_s`` the control period in simulated seconds. With ``trace`` the grid plays
+    the recorded frequency of the Iberian blackout (50 Hz) instead of the swing equation.
     """
     start_ns = round(start.timestamp()) * NS_PER_S
     names = [f"home-{number}" for number in range(1, homes + 1)]
     ports = iter(free_ports(3 * homes))
     for folder in ("keys", "sites", "history", "logs"):
         (state / folder).mkdir(parents=True, exist_ok=True)
+    nominal_hz = 50 if trace else 60
+    grid: dict[str, Any] = {"nominal_hz": nominal_hz, **(IBERIA if trace else {})}
     site_files: dict[str, Path] = {}
     hardware: list[dict[str, Any]] = []
     for index, name in enumerate(names):
         inverter, battery, meter = next(ports), next(ports), next(ports)
         _write_key(state / "keys" / f"{name}.key")
         site = _site(name, index, inverter, battery, meter, period_s=period_s, broker=broker)
+        site["frequency"]["nominal_hz"] = nominal_hz
         site_files[name] = _write_yaml(state / "sites" / f"{name}.yaml", site)
         hardware.append(
             {
@@ -106,11 +118,13 @@ def write_fleet(
         )
         _write_history(state / "history" / f"{name}.csv", f"b{index + 1:02d}", start_ns)
     disturbances = [{"at": at, "power_w": -15_000, "hold_s": hold_s} for at in disturbances_at_s]
-    fleet = {"sites": hardware, "grid": {"nominal_hz": 60}, "disturbances": disturbances, "seed": seed}
+    fleet = {"sites": hardware, "grid": grid, "disturbances": disturbances, "seed": seed}
     return FleetFiles(
         state=state,
         fleet=_write_yaml(state / "fleet.yaml", fleet),
-        cloud=_write_yaml(state / "cloud.yaml", _cloud(names, broker=broker, http_port=http_port)),
+        cloud=_write_yaml(
+            state / "cloud.yaml", _cloud(names, broker=broker, http_port=http_port, nominal_hz=nominal_hz)
+        ),
         sites=site_files,
         start_ns=start_ns,
         http_port=http_port,
@@ -172,7 +186,7 @@ def _site(
     }
 
 
-def _cloud(names: list[str], *, broker: str, http_port: int) -> dict[str, Any]:
+def _cloud(names: list[str], *, broker: str, http_port: int, nominal_hz: int) -> dict[str, Any]:
     limits = {"import_limit_w": IMPORT_LIMIT_W, "export_limit_w": EXPORT_LIMIT_W, "credit_limit": 200.0}
     return {
         "version": 1,
@@ -194,7 +208,7 @@ def _cloud(names: list[str], *, broker: str, http_port: int) -> dict[str, Any]:
         },
         "forecasting": {"issue_every_s": 3600, "horizon_s": 172_800},
         "grid": {
-            "nominal_hz": 60,
+            "nominal_hz": nominal_hz,
             "demand_response": {
                 "enabled": True,
                 "peak_percentile": 90,

@@ -66,6 +66,7 @@ class MqttTransport:
         self._client.reconnect_delay_set(min_delay=1, max_delay=10)
         self._client.max_inflight_messages_set(self.limits.max_in_flight)
         self._client.on_connect = self._connected_on_thread
+        self._client.on_connect_fail = self._refused_on_thread
         self._client.on_disconnect = self._disconnected_on_thread
         self._client.on_message = self._message_on_thread
         self._client.on_publish = self._published_on_thread
@@ -183,6 +184,9 @@ class MqttTransport:
             client.subscribe([(name, SubscribeOptions(qos=qos)) for name, qos in self._filters.items()])
         self._hand_over(self._found)
 
+    def _refused_on_thread(self, client: paho.Client, userdata: object) -> None:
+        self._hand_over(self._lost, "nobody answers there")
+
     def _disconnected_on_thread(
         self, client: paho.Client, userdata: object, flags: object, reason: ReasonCode, properties: object
     ) -> None:
@@ -209,7 +213,7 @@ class MqttTransport:
 
     def _found(self) -> None:
         if self._said_down:
-            log.warning("connected to the broker at %s again", self._url)
+            log.warning("the broker at %s is there", self._url)
             self._said_down = False
         self._connected.set()
         for callback in self._callbacks:
@@ -218,9 +222,9 @@ class MqttTransport:
     def _lost(self, cause: str) -> None:
         self._cause = cause
         self._handed_over = self._acknowledged = 0
-        if self._connected.is_set() and not self._said_down and not self._stopping:
+        if not self._said_down and not self._stopping:
             self._said_down = True
-            log.warning("lost the broker at %s (%s); trying again until it is back", self._url, cause)
+            log.warning("no broker at %s (%s); trying again until there is one", self._url, cause)
         self._connected.clear()
 
     def _dispatch(self, inbound: Inbound) -> None:
