@@ -358,7 +358,7 @@ async def test_the_fleets_frequency_is_the_mean_of_what_sites_say_of_themselves(
                 sequence=1,
                 expires_ns=2,
                 data=status,
-            )  # fmt: skip
+            )
         )
 
     assert world.service.snapshot()["frequency_hz"] is None

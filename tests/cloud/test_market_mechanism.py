@@ -68,7 +68,7 @@ def most_volume(orders):
     return max(volumes)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(books())
 def test_as_much_as_any_single_price_can_trade(orders):
     clearing = clear(orders)
@@ -76,7 +76,7 @@ def test_as_much_as_any_single_price_can_trade(orders):
     assert (clearing.price_ticks is None) == (clearing.volume_wh == 0)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(books())
 def test_nobody_trades_more_than_ordered_nor_at_a_worse_price_nor_with_itself(orders):
     clearing = clear(orders)
@@ -95,7 +95,7 @@ def test_nobody_trades_more_than_ordered_nor_at_a_worse_price_nor_with_itself(or
     assert len({trade.id for trade in clearing.trades}) == len(clearing.trades)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(books())
 def test_no_better_priced_order_goes_short_while_a_worse_one_trades(orders):
     fills = fills_of(clear(orders))
@@ -107,7 +107,7 @@ def test_no_better_priced_order_goes_short_while_a_worse_one_trades(orders):
                     assert fills.get(better.client_order_id, 0) == better.quantity_wh
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(books())
 def test_orders_of_one_price_share_in_proportion_to_within_a_watt_hour(orders):
     fills = fills_of(clear(orders))

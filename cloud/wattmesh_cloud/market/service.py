@@ -42,6 +42,7 @@ T = TypeVar("T")
 _STEP_NS = 10 * NS_PER_S
 _RULES_NS = 60 * NS_PER_S
 _LOOK_BACK_NS = 14 * 86_400 * NS_PER_S
+_STORE_AGAIN_NS = 86_400 * NS_PER_S
 
 
 class MarketService:
@@ -165,6 +166,7 @@ class MarketService:
         with self._clock.runner():
             await self._load_intervals()
             now = self._clock.utc_ns()
+            await asyncio.to_thread(self._store_again, now - _STORE_AGAIN_NS)
             for name, slot in sorted(self._unacknowledged):
                 if slot + self._slot_ns > now:
                     self._send_commitment(self.engine.commitment(name, slot))
@@ -214,7 +216,8 @@ class MarketService:
             )
             for item in items:
                 slot = self.engine.slots.get(item.time_ns)
-                if item.id == "interval" and (slot is None or participant.id not in slot.settlements):
+                before = slot.settlements.get(participant.id) if slot is not None else None
+                if item.id == "interval" and (before is None or before.substituted):
                     message = message_from_json("wattmesh.metering.interval.v1", dict(item.data))
                     self.on_record(participant.id, message)
 
@@ -279,6 +282,13 @@ class MarketService:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # -- the store
+
+    def _store_again(self, since_ns: int) -> None:
+        """After a start: what the journal has and the store may not have got before the last stop."""
+        for slot_ns in sorted(slot for slot in self.engine.slots if slot >= since_ns):
+            if self.engine.slots[slot_ns].clearing is not None:
+                self._store_clearing(slot_ns)
+            self._store_settlements(slot_ns)
 
     def _store_clearing(self, slot_ns: int) -> None:
         clearing = self.engine.slots[slot_ns].clearing

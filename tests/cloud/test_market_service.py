@@ -1,0 +1,237 @@
+"""The market supervisor over messages and virtual time: durable before answered, told until heard, settled from meters."""
+
+import asyncio
+
+import pytest
+from wattmesh_a2a.clock import NS_PER_S
+from wattmesh_a2a.envelope import Address, Envelope
+from wattmesh_a2a.errors import UnauthorisedError, UnavailableError
+from wattmesh_a2a.market import OrderStatus
+from wattmesh_a2a.messages import Commitment, CommitmentQuery, MarketRules, OrderBatch
+from wattmesh_cloud.ingest import items_of
+from wattmesh_cloud.market.service import MarketService
+from wattmesh_cloud.store.base import Table
+
+SLOT = 900 * NS_PER_S
+
+
+@pytest.fixture
+def slot_ns(midnight_ns):
+    """The slot that everybody orders for: an hour after the start."""
+    return midnight_ns + 4 * SLOT
+
+
+class Area:
+    """A market service and what its participants do."""
+
+    def __init__(self, store, messenger, clock, folder, make_config, make_order):
+        self.store, self.messenger, self.clock, self.folder = store, messenger, clock, folder
+        self.make_config, self.make_order = make_config, make_order
+        self.service = self.started()
+
+    def started(self):
+        service = MarketService(self.make_config(), self.store, self.messenger, self.clock, self.folder, "demo")
+        service.register()
+        return service
+
+    async def ask(self, unit, message):
+        envelope = Envelope(
+            id="1", source=Address("demo", unit, "gateway"), type="x", time_ns=0, session="s", sequence=1,
+            expires_ns=2**62, data=message, signed=True,
+        )  # fmt: skip
+        return await self.messenger.handlers[type(message)](envelope)
+
+    async def order(self, who, side, quantity, price, slot_ns, *, sender=None):
+        order = self.make_order(who, side, quantity, price, slot_ns=slot_ns)
+        batch = OrderBatch(participant_id=who, area_id="area-1", slot_start_ns=slot_ns, orders=(order,))
+        return await self.ask(sender or who, batch)
+
+    async def book(self, slot_ns):
+        await self.order("ann", "buy", 400, 3000, slot_ns)
+        await self.order("bob", "sell", 400, 1000, slot_ns)
+
+    def meter(self, make_interval, site, slot_ns, **changes):
+        reading = make_interval(site, slot_ns, **changes)
+        for table, item in items_of(site, reading):
+            self.store.put(table, [item])
+        self.service.on_record(site, reading)
+
+    def settled(self):
+        return {
+            name: [(row.data["metered_wh"], row.data["substituted"]) for row in rows]
+            for name in ("ann", "bob", "cem")
+            if (rows := self.store.query(Table.TRADE_DATA, f"{name}#settlements", 0, 2**62))
+        }
+
+
+@pytest.fixture
+def area(store, messenger, clock, tmp_path, make_config, make_order):
+    return Area(store, messenger, clock, tmp_path, make_config, make_order)
+
+
+async def test_an_answer_comes_after_the_journal(area, slot_ns, monkeypatch):
+    journal, steps = area.service._journal, []
+    real = journal._write
+    monkeypatch.setattr(journal, "_write", lambda content: (real(content), steps.append("durable")))
+    answer = await area.order("ann", "buy", 400, 3000, slot_ns)
+    steps.append("answered")
+    assert steps == ["durable", "answered"]
+    assert [result.status for result in answer.results] == [OrderStatus.ACCEPTED]
+
+
+async def test_nobody_orders_or_asks_for_another(area, slot_ns):
+    with pytest.raises(UnauthorisedError, match="demo/bob/gateway may not order for ann"):
+        await area.order("ann", "buy", 400, 3000, slot_ns, sender="bob")
+    with pytest.raises(UnauthorisedError, match="demo/bob/gateway may not ask for ann"):
+        await area.ask("bob", CommitmentQuery(participant_id="ann", from_ns=0))
+    assert area.service.engine.slots == {}
+
+
+async def test_cleared_at_gate_closure_and_everybody_told(area, clock, slot_ns, messenger, background, settled):
+    background(area.service.run())
+    await area.book(slot_ns)
+    await clock.advance(3600 - 310)
+    assert messenger.sent(Commitment) == []
+    await clock.advance(10)
+    await settled(area.service)
+    sent = {one.to.unit: one for one in messenger.sent(Commitment)}
+    assert {name: one.message.net_wh for name, one in sent.items()} == {"ann": 400, "bob": -400}
+    assert {str(one.source) for one in sent.values()} == {"demo/cloud/market-supervisor"}
+    assert {one.expires_ns for one in sent.values()} == {slot_ns + SLOT}
+    (row,) = area.store.query(Table.MARKET_DATA, "area-1#slots", 0, 2**62)
+    assert (row.data["price_ticks"], row.data["volume_wh"], row.data["orders"]) == (2000, 400, 2)
+    (trade,) = area.store.query(Table.TRADE_DATA, "area-1#trades", 0, 2**62)
+    assert (trade.data["buyer_id"], trade.data["seller_id"], trade.data["quantity_wh"]) == ("ann", "bob", 400)
+    found = await area.ask("ann", CommitmentQuery(participant_id="ann", from_ns=slot_ns))
+    assert [one.net_wh for one in found.commitments] == [400]
+    later = await area.ask("ann", CommitmentQuery(participant_id="ann", from_ns=slot_ns + 1))
+    assert later.commitments == ()
+
+
+async def test_rules_are_told_every_minute(area, clock, messenger, background):
+    background(area.service.run())
+    await clock.advance(300)
+    assert len([message for message in messenger.emitted if isinstance(message, MarketRules)]) == 6
+    await area.service.halt("fault")
+    await clock.advance(60)
+    assert messenger.emitted[-1].halted
+    assert messenger.emitted[-1].feed_in_ticks == 500
+
+
+async def test_settled_at_once_when_every_meter_has_reported(area, clock, slot_ns, make_interval, background):
+    background(area.service.run())
+    await area.book(slot_ns)
+    await clock.advance(3600 + 900)
+    for site, export in (("ann", 0), ("bob", 600)):
+        area.meter(make_interval, site, slot_ns, import_wh=500 - export if site == "ann" else 0, export_wh=export)
+    await clock.advance(10)
+    assert area.settled() == {}, "one meter is missing"
+    area.meter(make_interval, "cem", slot_ns, import_wh=100)
+    await clock.advance(10)
+    assert area.settled() == {"ann": [(500, False)], "bob": [(-600, False)], "cem": [(100, False)]}
+    ledger = area.service.engine.ledger
+    assert ledger.total() == 0
+    assert ledger.balances["ann"] == -400 * 2000 - 100 * 3000
+    assert ledger.balances["bob"] == 400 * 2000 + 200 * 500
+
+
+async def test_a_missing_meter_gets_a_substitute_after_the_wait_and_is_corrected_later(
+    area, clock, slot_ns, make_interval, background
+):
+    background(area.service.run())
+    await area.book(slot_ns)
+    await clock.advance(3600 + 900)
+    for site in ("ann", "cem"):
+        area.meter(make_interval, site, slot_ns)
+    await clock.advance(7190)
+    assert area.settled() == {}
+    await clock.advance(10)
+    assert area.settled() == {"ann": [(500, False)], "bob": [(-400, True)], "cem": [(500, False)]}
+    area.meter(make_interval, "bob", slot_ns, import_wh=0, export_wh=300)
+    await clock.advance(10)
+    assert area.settled()["bob"] == [(-300, False)]
+    assert area.service.engine.ledger.balances["bob"] == 400 * 2000 - 100 * 3000, "it sold 100 Wh it did not deliver"
+    assert area.service.engine.ledger.total() == 0
+
+
+async def test_a_restart_is_the_same_market_and_tells_again_what_nobody_confirmed(
+    area, clock, slot_ns, messenger, background, settled
+):
+    first = background(area.service.run())
+
+    def only_bob_answers(to, message):
+        if to.unit == "ann" and isinstance(message, Commitment):
+            raise UnavailableError("away")
+
+    messenger.answer = only_bob_answers
+    await area.book(slot_ns)
+    await clock.advance(3600 - 300)
+    await settled(area.service)
+    await area.service.settle_flexibility("dr-1", "cem", 100, 3000)
+    await area.service.halt("fault")
+    first.cancel()
+    before, sent = area.service.engine, len(messenger.sent(Commitment))
+    area.service = area.started()
+    assert area.service.engine.state_hash() == before.state_hash()
+    assert area.service.engine.ledger.digest == before.ledger.digest
+    assert area.service.engine.halted == "fault"
+    assert area.service.commitments() == {"ann": {str(slot_ns): 400}, "bob": {str(slot_ns): -400}}
+    background(area.service.run())
+    await clock.advance(10)
+    assert [one.to.unit for one in messenger.sent(Commitment)[sent:]] == ["ann"]
+    await area.service.settle_flexibility("dr-1", "cem", 100, 3000)
+    assert area.service.engine.ledger.balances["cem"] == 100 * 3000, "paid once"
+
+
+async def test_a_restart_settles_from_what_the_store_has(area, clock, slot_ns, make_interval, background):
+    first = background(area.service.run())
+    await area.book(slot_ns)
+    await clock.advance(3600 + 900)
+    first.cancel()
+    for site in ("ann", "bob", "cem"):
+        area.meter(make_interval, site, slot_ns)
+    area.service = area.started()
+    background(area.service.run())
+    await clock.advance(10)
+    assert area.settled() == {"ann": [(500, False)], "bob": [(500, False)], "cem": [(500, False)]}
+
+
+async def test_a_restart_makes_up_for_a_correction_and_rows_that_were_cut_short(
+    area, clock, slot_ns, make_interval, background, monkeypatch
+):
+    first = background(area.service.run())
+    await area.book(slot_ns)
+    for name in ("_store_clearing", "_store_settlements"):  # the process ends between journal and store
+        monkeypatch.setattr(area.service, name, lambda slot: None)
+    await clock.advance(3600 + 900)
+    for site in ("ann", "cem"):
+        area.meter(make_interval, site, slot_ns)
+    await clock.advance(7200)
+    assert area.service.engine.slots[slot_ns].settlements["bob"].substituted
+    assert area.settled() == {}
+    first.cancel()
+    for table, item in items_of("bob", make_interval("bob", slot_ns, import_wh=0, export_wh=300)):
+        area.store.put(table, [item])
+    area.service = area.started()
+    background(area.service.run())
+    await clock.advance(10)
+    assert area.settled() == {"ann": [(500, False)], "bob": [(-300, False)], "cem": [(500, False)]}
+    assert len(area.store.query(Table.TRADE_DATA, "area-1#trades", 0, 2**62)) == 1
+
+
+async def test_a_clean_stop_settles_what_is_over_and_not_what_is_under_way(area, clock, slot_ns, make_interval):
+    await area.book(slot_ns)
+    await clock.advance(3600 + 900)
+    area.meter(make_interval, "ann", slot_ns, complete=False)
+    area.meter(make_interval, "ann", slot_ns + SLOT)
+    await area.service.finish()
+    assert area.settled() == {"ann": [(500, True)], "bob": [(0, True)], "cem": [(0, True)]}
+
+
+async def test_orders_at_the_same_time_are_replayed_in_the_order_of_their_answers(area, slot_ns):
+    async def many(who, side):
+        for number in range(10):
+            await area.order(who, side, 100 + number, 2000, slot_ns)
+
+    await asyncio.gather(many("ann", "buy"), many("bob", "sell"), many("cem", "buy"))
+    assert area.started().engine.state_hash() == area.service.engine.state_hash()
