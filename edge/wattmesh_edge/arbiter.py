@@ -69,6 +69,13 @@ class _Range:
         return value, None
 
 
+@dataclass(frozen=True, slots=True)
+class _GroupTarget:
+    target_w: float
+    source: str
+    priority: Priority
+
+
 def arbitrate(
     image: SiteImage,
     proposals: Sequence[Proposal],
@@ -89,16 +96,22 @@ def arbitrate(
     )
     group = _group_target(image, live)
     alone = len(batteries) == 1
-    shares = {} if group is None else distribute(group.target_w, image, batteries)
+    own = {
+        name: proposal
+        for name in batteries
+        if (proposal := next((p for p in live if p.asset_id == name and p.target_w is not None), None)) is not None
+        and (group is None or proposal.priority < group.priority)
+    }
+    shares = {} if alone else _shares(image, live, batteries, site, group, own)
     decisions = []
     for name, limits in batteries.items():
-        own = next((p for p in live if p.asset_id == name and p.target_w is not None), None)
-        if own is not None and own.target_w is not None and (group is None or own.priority < group.priority):
-            wanted, source = own.target_w, own.source
+        mine = own.get(name)
+        if mine is not None and mine.target_w is not None:
+            wanted, source = mine.target_w, mine.source
         elif group is not None:
             wanted, source = group.target_w if alone else shares[name], group.source
         else:
-            wanted, source = limits.safe_power_w, "safe-state"
+            wanted, source = limits.safe_power_w if alone else shares[name], "safe-state"
         range_ = _range_of(image, name, limits, live, site if alone else None)
         target, reason = range_.clamp(wanted)
         decisions.append(
@@ -113,6 +126,43 @@ def arbitrate(
             )
         )
     return decisions if alone else _within_connection(image, decisions, site)
+
+
+def _shares(
+    image: SiteImage,
+    live: Sequence[Proposal],
+    batteries: Mapping[str, BatteryLimits],
+    site: SiteLimits,
+    group: _GroupTarget | None,
+    own: Mapping[str, Proposal],
+) -> dict[str, float]:
+    """Several batteries: what each takes of the group's target, inside every bound on the connection.
+
+    Batteries with a target of their own of a higher priority are counted with it; the others share the rest.
+    """
+    rest = image.rest_power_w
+    if rest is None:
+        return dict.fromkeys(batteries, 0.0)
+    rated = sum(limits.rated_power_w for limits in batteries.values())
+    range_ = _Range(-rated, rated, "rated power", "rated power")
+    range_.narrow(
+        Bounds(min_w=-site.export_limit_w - rest, max_w=site.import_limit_w - rest, reason="connection limit")
+    )
+    for proposal in live:
+        if proposal.asset_id == GRID_CONNECTION and proposal.bounds is not None:
+            bounds = proposal.bounds
+            range_.narrow(Bounds(min_w=bounds.min_w - rest, max_w=bounds.max_w - rest, reason=bounds.reason))
+    wanted = group.target_w if group is not None else sum(limits.safe_power_w for limits in batteries.values())
+    allowed, _ = range_.clamp(wanted)
+    taken = sum(proposal.target_w or 0.0 for proposal in own.values())
+    others = {name: limits for name, limits in batteries.items() if name not in own}
+    return {**dict.fromkeys(batteries, 0.0), **distribute(allowed - taken, image, others)}
+
+
+def device_range(image: SiteImage, name: str, limits: BatteryLimits, site: SiteLimits) -> tuple[float, float]:
+    """What a battery may do at all at this moment, whoever asks: its own limits inside the connection's."""
+    range_ = _range_of(image, name, limits, (), site)
+    return range_.low, range_.high
 
 
 def _range_of(
@@ -174,13 +224,6 @@ def _within_connection(image: SiteImage, decisions: list[Decision], site: SiteLi
             )
         result.append(decision)
     return result
-
-
-@dataclass(frozen=True, slots=True)
-class _GroupTarget:
-    target_w: float
-    source: str
-    priority: Priority
 
 
 def _group_target(image: SiteImage, live: Sequence[Proposal]) -> _GroupTarget | None:

@@ -158,6 +158,8 @@ def load_site(path: Path) -> Site:
             raise ConfigurationError(f"{where}.connection: {template.id} needs host")
         if template.kind is AssetKind.BATTERY and (device.rated_power_w is None or device.rated_energy_wh is None):
             raise ConfigurationError(f"{where}: a battery needs rated_power_w and rated_energy_wh")
+        if "production_limit_percent" in template.controls and device.rated_power_w is None:
+            raise ConfigurationError(f"{where}: an inverter needs rated_power_w, so that the export limit can be kept")
         if device.role == "grid" and template.kind is not AssetKind.METER:
             raise ConfigurationError(f"{where}.role: grid is for a meter, and {template.id} is a {template.kind}")
     if model.frequency is not None:

@@ -13,7 +13,7 @@ from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.control import Applied, Clamped, Decision, Failed, Priority, Proposal, Rejected
 from wattmesh_drivers.driver import BaseDriver, Driver
 
-from wattmesh_edge.arbiter import BatteryLimits, SiteLimits, arbitrate
+from wattmesh_edge.arbiter import BatteryLimits, SiteLimits, arbitrate, device_range
 from wattmesh_edge.image import ImageMaker, SiteImage
 
 log = logging.getLogger(__name__)
@@ -119,15 +119,27 @@ class ControlCycle:
 
     async def cycle(self) -> None:
         """One cycle."""
-        await asyncio.gather(*(driver.poll() for driver in self._drivers.values()))
+        await self._poll()
         image = self.image = self._maker.make(self._clock.utc_ns(), self._clock.monotonic_ns())
         proposals = self._ask(image)
         decisions = arbitrate(image, proposals, self._batteries, self._site)
-        outcomes = await asyncio.gather(*(self._apply(decision) for decision in decisions))
+        outcomes = await asyncio.gather(*(self._apply(decision, image) for decision in decisions))
         await self._curtail(image)
         names = {decision.asset_id: outcome for decision, outcome in zip(decisions, outcomes, strict=True)}
         self.counts["cycles"] += 1
         self._record(image, decisions, names)
+
+    async def _poll(self) -> None:
+        """Read every device. One whose driver fails in a way nobody thought of goes stale, and the others go on."""
+        results = await asyncio.gather(*(driver.poll() for driver in self._drivers.values()), return_exceptions=True)
+        for name, result in zip(self._drivers, results, strict=True):
+            if isinstance(result, asyncio.CancelledError):
+                raise result
+            if isinstance(result, BaseException):
+                self.counts["driver_failures"] += 1
+                if name not in self._failing:
+                    self._failing.add(name)
+                    log.error("the driver of %s failed; the site goes on without it", name, exc_info=result)
 
     def _ask(self, image: SiteImage) -> list[Proposal]:
         """Proposals of all agents; one that fails is left out, said once, and asked again next time."""
@@ -156,7 +168,7 @@ class ControlCycle:
         self.counts["proposals_expired"] += sum(one.expires_ns <= image.monotonic_ns for one in proposals)
         return proposals
 
-    async def _apply(self, decision: Decision) -> str:
+    async def _apply(self, decision: Decision, image: SiteImage) -> str:
         """Write one decision, unless the reflex holds the battery; what came of it."""
         battery, target = decision.asset_id, decision.target_w
         if target is None:
@@ -180,8 +192,8 @@ class ControlCycle:
             case Applied(value=value) | Clamped(value=value):
                 self._held[battery] = value
                 if (reflex := self._reflex.get(battery)) is not None:
-                    limits = self._batteries[battery]
-                    reflex.publish(value, -limits.rated_power_w, limits.rated_power_w)
+                    low, high = device_range(image, battery, self._batteries[battery], self._site)
+                    reflex.publish(value, min(low, value), max(high, value))
             case Rejected(reason=reason) | Failed(reason=reason):
                 self._held.pop(battery, None)
                 if battery not in self._failing:

@@ -53,7 +53,7 @@ from wattmesh_edge.control import ControlCycle
 from wattmesh_edge.image import ImageMaker, SiteImage
 from wattmesh_edge.metering import Metering
 from wattmesh_edge.outbox import Outbox
-from wattmesh_edge.trace import DecisionTrace
+from wattmesh_edge.trace import KEEP_NS, DecisionTrace
 from wattmesh_edge.uplink import Uplink
 
 log = logging.getLogger(__name__)
@@ -117,6 +117,7 @@ class Gateway:
         ]
         self._reflex: fast.Reflex | None = None
         self._reflexes: dict[str, fast.Reflex] = {}
+        self._response_missing = False
         self.control = ControlCycle(
             self.drivers,
             self._maker,
@@ -134,6 +135,7 @@ class Gateway:
         self._planned_slot = 0
         self._status_due_ns = 0
         self._report_due_ns = 0
+        self._disk_failing = False
         self._began_ns = clock.utc_ns()
         self.counts = self._load_counts()
         self.counts["starts"] = self.counts.get("starts", 0) + 1
@@ -184,6 +186,7 @@ class Gateway:
                 limits[device.id] = BatteryLimits(
                     rated_power_w=device.rated_power_w or 0.0,
                     rated_energy_wh=device.rated_energy_wh or 0.0,
+                    min_soc_percent=self.site.model.control.reserve_soc_percent,
                     safe_power_w=template.safe_state.get("active_power_w", 0.0),
                 )
         return limits
@@ -198,6 +201,19 @@ class Gateway:
         )
         market = self.site.model.market
         outlook = Outlook(tariff=self.site.tariff, storage=storage, trade=market is not None and market.trade)
+        if market is not None:
+            for slot, net in self._db.execute(
+                "SELECT slot_ns, net_wh FROM commitments ORDER BY slot_ns DESC LIMIT 200"
+            ):
+                outlook.commitments[slot] = Commitment(
+                    participant_id=self.site_id,
+                    area_id=market.area,
+                    slot_start_ns=slot,
+                    slot_s=SLOT_S,
+                    net_wh=net,
+                    clearing_price_ticks=None,
+                    trades=(),
+                )
         row = self._db.execute("SELECT value FROM state WHERE name = 'profile'").fetchone()
         if row:
             outlook.profile = {int(slot): (load, pv) for slot, (load, pv) in json.loads(row[0]).items()}
@@ -212,16 +228,18 @@ class Gateway:
         await self.messenger.start()
         if ready is not None:
             ready.touch()
-        async with asyncio.TaskGroup() as group:
-            running = [
-                group.create_task(self.control.run(), name="control"),
-                group.create_task(self._uplink_loop(), name="uplink"),
-            ]
-            self._spawn(self._ask_commitments())
-            await stop.wait()
-            for task in running:
-                task.cancel()
-        await self._end()
+        try:
+            async with asyncio.TaskGroup() as group:
+                running = [
+                    group.create_task(self.control.run(), name="control"),
+                    group.create_task(self._uplink_loop(), name="uplink"),
+                ]
+                self._spawn(self._ask_commitments())
+                await stop.wait()
+                for task in running:
+                    task.cancel()
+        finally:  # also when something of ours failed: the site is left safe
+            await self._end()
 
     async def _connect_devices(self) -> None:
         """Safe state first. A device that is absent does not keep the others from working."""
@@ -236,17 +254,21 @@ class Gateway:
         self._start_reflex()
 
     def _start_reflex(self) -> None:
+        """Start listening as soon as the registers are known; begin to respond when the battery's is, too."""
         model = self.site.model.frequency
-        if model is None:
+        if model is None or (self._reflex is not None and (self._reflex.responds or not self._response_missing)):
             return
         source = self._endpoint(model.source.device, model.source.point, write=False)
         if source is None:
-            log.warning("the frequency's register is not known while %s is away", model.source.device)
-            return
+            return  # its device is away: the next cycle asks again
         response = None
+        was_missing, self._response_missing = self._response_missing, False
         if model.response is not None:
             control = self.site.templates[model.response.device].controls["active_power_w"]
             endpoint = self._endpoint(model.response.device, str(control.reflex), write=True)
+            self._response_missing = endpoint is None
+            if endpoint is None and self._reflex is not None and was_missing:
+                return  # listening already, and the battery is still away
             if endpoint is not None:
                 response = fast.Response(
                     endpoint=endpoint,
@@ -260,6 +282,8 @@ class Gateway:
             poll_ms=model.source.poll_ms,
             response=response,
         )
+        if self._reflex is not None:
+            self._reflex.stop()
         self._reflex = fast.Reflex(config)
         if self._reflex.responds and model.response is not None:
             self._reflexes[model.response.device] = self._reflex
@@ -306,8 +330,12 @@ class Gateway:
     async def _uplink_loop(self) -> None:
         """In real time, beside control: live batches first, the backlog behind them."""
         while True:
-            await self.uplink.pump()
-            self.outbox.bound()
+            try:
+                await self.uplink.pump()
+                self.outbox.bound()
+            except sqlite3.Error as error:
+                self._count("outbox_failures")
+                log.debug("the outbox cannot be read now: %s", error)
             await asyncio.sleep(0.1)
 
     def _spawn(self, work: object) -> None:
@@ -328,7 +356,21 @@ class Gateway:
     # -- each cycle
 
     def _record(self, image: SiteImage, decisions: Sequence[Decision], outcomes: Mapping[str, str]) -> None:
-        """The end of a cycle: keep what was measured and decided, then do what is due."""
+        """The end of a cycle. A disk that is full or broken costs the record, and never control."""
+        try:
+            self._keep(image, decisions, outcomes)
+        except (OSError, sqlite3.Error) as error:
+            self._count("record_failures")
+            if not self._disk_failing:
+                self._disk_failing = True
+                log.error("nothing can be recorded (%s); control goes on", error)
+            return
+        if self._disk_failing:
+            self._disk_failing = False
+            log.warning("records can be kept again")
+
+    def _keep(self, image: SiteImage, decisions: Sequence[Decision], outcomes: Mapping[str, str]) -> None:
+        """Keep what was measured and decided, then do what is due."""
         drivers = self.drivers.values()
         self.outbox.add_row(image.time_ns, (d.values for d in drivers), (d.qualities for d in drivers))
         for decision in decisions:
@@ -338,6 +380,7 @@ class Gateway:
             self.outbox.add_record(record_line(interval))
             self.outlook.learn(interval)
             self._save_profile()
+        self._start_reflex()
         self._take_frequency_events()
         self._plan(image)
         self._trace.commit()
@@ -377,6 +420,9 @@ class Gateway:
             return
         outlook = self.outlook
         outlook.forget_before(image.time_ns)
+        if slot % (86_400 * NS_PER_S) == 0:
+            self._trace.prune(image.time_ns)
+            self._db.execute("DELETE FROM commitments WHERE slot_ns < ?", (image.time_ns - KEEP_NS,))
         outlook.plan(image.time_ns, stored_energy_wh(image, outlook.storage))
         if outlook.value is None and self.outlook.forecasts:
             return  # the state of charge is not known yet: try in the next cycle

@@ -61,6 +61,7 @@ class Metering:
         self._integrals: dict[str, float] = dict.fromkeys(COUNTERS, 0.0)
         self._last: SiteImage | None = None
         self._complete = False
+        self._by_counters: float | None = None
         with db:
             db.execute("CREATE TABLE IF NOT EXISTS metering (name TEXT PRIMARY KEY, value REAL NOT NULL) WITHOUT ROWID")
         stored = dict(db.execute("SELECT name, value FROM metering").fetchall())
@@ -70,7 +71,9 @@ class Metering:
 
     @property
     def grid_wh(self) -> float:
-        """Grid energy of the running slot so far, import positive, from integrated power (good enough to steer by)."""
+        """Grid energy of the running slot so far, import positive: by the counters where they are fine, else integrated."""
+        if self._by_counters is not None:
+            return self._by_counters
         return self._integrals["import"] - self._integrals["export"]
 
     def update(self, image: SiteImage) -> list[IntervalEnergy]:
@@ -80,6 +83,7 @@ class Metering:
         is spread evenly and marked incomplete, so that no energy is missing in the sum.
         """
         self._integrate(image)
+        self._by_counters = self._grid_by_counters(image.time_ns)
         slot = slot_start_ns(image.time_ns, SLOT_S)
         if slot == self._slot_ns:
             return []
@@ -118,6 +122,18 @@ class Metering:
                 self._integrals[out] -= power * hours
         self._integrals["pv"] += -(image.pv_power_w or 0.0) * hours
 
+    def _grid_by_counters(self, now_ns: int) -> float | None:
+        total = 0.0
+        for counter in self._counters:
+            if counter.name not in {"import", "export"}:
+                continue
+            value = self._maker.read(counter.device, counter.point, now_ns)
+            if value is None or not counter.fine or counter.name not in self._start:
+                return None
+            moved = value - self._start[counter.name]
+            total += moved if counter.name == "import" else -moved
+        return total if self._start else None
+
     def _read(self, now_ns: int) -> dict[str, float] | None:
         """All counters now, summed by name; none when one is away."""
         totals: dict[str, float] = {}
@@ -133,8 +149,9 @@ class Metering:
         energies: dict[str, float] = {}
         integral = False
         for name in COUNTERS:
-            if name in now and name in self._start and name not in coarse:
-                energies[name] = now[name] - self._start[name]
+            moved = now[name] - self._start[name] if name in now and name in self._start else -1.0
+            if moved >= 0 and name not in coarse:  # a counter that ran backwards was reset: its difference says nothing
+                energies[name] = moved
             else:
                 energies[name] = self._integrals[name]
                 integral |= any(counter.name == name for counter in self._counters)

@@ -8,6 +8,7 @@ and are counted.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sqlite3
@@ -68,7 +69,7 @@ class Outbox:
         self._db = _open_database(folder / "outbox.sqlite")
         self._rows: list[bytes] = []
         self._lines: list[bytes] = []
-        self._open_since_ns = 0
+        self._segment_bytes = 0
         self.torn = 0
         self._sequence = {POINTS: self._count("next.points"), RECORDS: self._count("next.records")}
         self._recover()
@@ -91,7 +92,13 @@ class Outbox:
         self._lines.append(line)
 
     def _append(self, body: bytes) -> None:
-        os.write(self._segment, _ROW.pack(len(body), zlib.crc32(body)) + body)
+        """One whole entry or none: a short write (disk full) is taken back, so that later entries stay readable."""
+        entry = _ROW.pack(len(body), zlib.crc32(body)) + body
+        written = os.write(self._segment, entry)
+        if written != len(entry):
+            os.ftruncate(self._segment, self._segment_bytes)
+            raise OSError(errno.ENOSPC, "the disk took a part of an entry only")
+        self._segment_bytes += written
 
     def seal(self) -> None:
         """Make batches of what is open, durable on return."""
@@ -100,6 +107,7 @@ class Outbox:
         self._seal(self._columns, self._session, self._rows, self._lines)
         self._rows, self._lines = [], []
         os.ftruncate(self._segment, 0)
+        self._segment_bytes = 0
         self._write_segment_head()
 
     def _seal(self, columns: tuple[str, ...], session: str, rows: list[bytes], lines: list[bytes]) -> None:

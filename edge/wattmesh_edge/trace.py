@@ -21,7 +21,7 @@ class DecisionTrace:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
-        self._last: dict[str, Decision] = {}
+        self._last: dict[str, tuple[Decision, str]] = {}
         with db:
             db.execute(
                 "CREATE TABLE IF NOT EXISTS decisions (asset TEXT, time_ns INTEGER, target_w REAL, decided_by TEXT,"
@@ -32,9 +32,9 @@ class DecisionTrace:
     def note(self, decision: Decision, outcome: str) -> bool:
         """Keep a decision if it differs from the last one; returns whether it did."""
         last = self._last.get(decision.asset_id)
-        if last is not None and not _differs(last, decision) and outcome == "Applied":
+        if last is not None and last[1] == outcome and not _differs(last[0], decision):
             return False
-        self._last[decision.asset_id] = decision
+        self._last[decision.asset_id] = (decision, outcome)
         self._db.execute(
             "INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (
@@ -43,6 +43,10 @@ class DecisionTrace:
             ),
         )  # fmt: skip
         return True
+
+    def prune(self, now_ns: int) -> None:
+        """Forget what is older than :data:`KEEP_NS`."""
+        self._db.execute("DELETE FROM decisions WHERE time_ns < ?", (now_ns - KEEP_NS,))
 
     def commit(self) -> None:
         """Make what was noted durable; once a cycle at most."""

@@ -163,3 +163,55 @@ def test_distribution_gives_all_that_the_batteries_can_take(total, states):
     possible = min(abs(total), 5000 * len(able))
     assert all(abs(share) <= 5000 + 1e-6 and share * total >= 0 for share in shares.values())
     assert abs(abs(sum(shares.values())) - possible) < 1e-3
+
+
+def two_batteries(grid_w, powers=(0.0, 0.0), states=(50.0, 50.0)):
+    return SiteImage(
+        time_ns=0, monotonic_ns=NOW, grid_power_w=Value(value=grid_w, quality=Quality.GOOD), pv_power_w=0.0, frequency_hz=60.0,
+        batteries={n: BatteryImage(active_power_w=p, soc_percent=s) for n, p, s in zip("ab", powers, states, strict=True)},
+    )  # fmt: skip
+
+
+def total(decisions):
+    return sum(decision.target_w for decision in decisions)
+
+
+def test_several_batteries_keep_a_bound_on_the_connection_together():
+    cap = Bounds(min_w=-1e9, max_w=1000, reason="demand response")
+    decisions = arbitrate(
+        two_batteries(4000.0),
+        [ask(GRID_CONNECTION, Priority.GRID_INSTRUCTION, bounds=cap)],
+        {"a": LIMITS, "b": LIMITS},
+        SITE,
+    )
+    assert abs(4000 + total(decisions) - 1000) < 1e-6
+
+
+def test_several_batteries_take_what_the_connection_could_not_export():
+    decisions = arbitrate(two_batteries(-9000.0), [], {"a": LIMITS, "b": LIMITS}, SITE)
+    assert abs(-9000 + total(decisions) + 8000) < 1e-6
+
+
+def test_a_battery_with_a_target_of_its_own_counts_in_the_group():
+    asked = [
+        ask(GRID_CONNECTION, Priority.PLAN, target=0.0),
+        ask("a", Priority.FREQUENCY_RESPONSE, target=-3000.0, source="frequency-response"),
+    ]
+    decisions = arbitrate(two_batteries(4000.0), asked, {"a": LIMITS, "b": LIMITS}, SITE)
+    assert {d.asset_id: d.target_w for d in decisions} == {"a": -3000.0, "b": -1000.0}
+
+
+@settings(max_examples=500, deadline=None)
+@given(images(("a", "b")), st.lists(proposals(("a", "b")), max_size=6))
+def test_several_batteries_never_overload_the_connection_nor_leave_their_limits(image, asked):
+    decisions = arbitrate(image, asked, {"a": LIMITS, "b": LIMITS}, SITE)
+    for decision in decisions:
+        assert -5000 <= decision.target_w <= 5000
+        state = image.batteries[decision.asset_id].soc_percent
+        if state is None or image.rest_power_w is None:
+            assert decision.target_w == 0
+    rest = image.rest_power_w
+    if rest is not None:
+        grid = rest + total(decisions)
+        assert grid <= max(SITE.import_limit_w, rest) + 1e-6 or rest < -SITE.export_limit_w
+        assert grid >= min(-SITE.export_limit_w, rest) - 1e-6 or rest > SITE.import_limit_w

@@ -160,3 +160,26 @@ async def test_cycles_come_on_multiples_of_the_period(cycle, clock):
     task.cancel()
     assert one.counts["cycles"] == 5
     assert [row[0].monotonic_ns for row in one.records] == [n * 10**9 for n in range(1, 6)]
+
+
+async def test_a_driver_with_a_mistake_of_its_own_does_not_end_control(cycle, devices, caplog):
+    one = cycle(Wish(0.0))
+
+    async def broken():
+        raise RuntimeError("nobody thought of this")
+
+    devices["inverter"].poll = broken
+    for _ in range(3):
+        await one.cycle()
+    assert one.counts["cycles"] == 3
+    assert one.counts["driver_failures"] == 3
+    assert devices["battery"].written[0] == ("active_power_w", -800)
+    assert len([r for r in caplog.records if "driver of inverter" in r.getMessage()]) == 1
+
+
+async def test_the_reflex_is_given_the_range_that_charge_and_connection_leave(cycle, devices):
+    reflex = Reflex()
+    devices["battery"].set(soc_percent=100.0)
+    devices["meter"].set(active_power_w=11_000.0)
+    await cycle(Wish(11_000.0), reflex={"battery": reflex}).cycle()
+    assert reflex.published == [(0, -5000, 0)]

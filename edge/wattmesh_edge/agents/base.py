@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from wattmesh_a2a.clock import NS_PER_S
 from wattmesh_a2a.control import GRID_CONNECTION, Bounds, Priority, Proposal
@@ -54,6 +54,12 @@ class Outlook:
     grid_wh: tuple[float, ...] = ()
     """Expected exchange with the grid of the slots from ``value.start_ns`` on."""
     source: str = "self-consumption"
+
+    def reserved(self) -> Storage:
+        """The storage with the larger of the site's own reserve and the one that the strategy wishes (half of it at most)."""
+        wished = self.strategy.reserve_soc_percent if self.strategy is not None else 0.0
+        wished_wh = min(wished, 50.0) / 100 * self.storage.energy_wh
+        return replace(self.storage, reserve_wh=max(self.storage.reserve_wh, wished_wh))
 
     def learn(self, interval: IntervalEnergy) -> None:
         """Take a finished slot into the seasonal profile."""
@@ -167,7 +173,7 @@ class SiteAgent:
             priority, source = Priority.MARKET_COMMITMENT, f"{self.name}:market"
         slope = outlook.value.slope_ticks(now, stored) if outlook.value is not None else None
         price, feed_in = outlook.tariff.import_price_ticks(now), outlook.tariff.feed_in_ticks()
-        power = battery_policy(rest - committed_w, stored, outlook.storage, slope, price, feed_in)
+        power = battery_policy(rest - committed_w, stored, outlook.reserved(), slope, price, feed_in)
         return [
             Proposal(
                 asset_id=GRID_CONNECTION,
