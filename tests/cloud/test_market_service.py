@@ -69,13 +69,15 @@ def area(store, messenger, clock, tmp_path, make_config, make_order):
     return Area(store, messenger, clock, tmp_path, make_config, make_order)
 
 
-async def test_an_answer_comes_after_the_journal(area, slot_ns, monkeypatch):
-    journal, steps = area.service._journal, []
+async def test_durable_then_in_effect_then_answered(area, slot_ns, monkeypatch):
+    journal, engine, steps = area.service._journal, area.service.engine, []
     real = journal._write
-    monkeypatch.setattr(journal, "_write", lambda content: (real(content), steps.append("durable")))
+    monkeypatch.setattr(
+        journal, "_write", lambda content: (steps.append(dict(engine.slots)), real(content), steps.append("durable"))
+    )
     answer = await area.order("ann", "buy", 400, 3000, slot_ns)
     steps.append("answered")
-    assert steps == ["durable", "answered"]
+    assert steps == [{}, "durable", "answered"], "not in the book before it is on disk"
     assert [result.status for result in answer.results] == [OrderStatus.ACCEPTED]
 
 
