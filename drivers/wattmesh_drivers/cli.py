@@ -97,7 +97,7 @@ async def _discover(host: str, port: int, unit: int) -> int:
         return 1
     finally:
         link.close()
-    print("SunSpec models: " + ", ".join(f"{model} at {address}" for model, address in models.items()))
+    print("SunSpec models: " + ", ".join(f"{model} at {found.address}" for model, found in models.items()))
     for name in template_ids():
         template = load_template(name)
         needed = {point.model for point in template.points if point.model is not None}

@@ -11,22 +11,10 @@ S64: int
 F32: int
 F64: int
 
-def decode(
-    registers: array[int],
-    offsets: array[int],
-    types: array[int],
-    little: bytes | bytearray,
-    factors: array[float],
-    sentinels: array[int],
-    has_sentinel: bytes | bytearray,
-    targets: array[int],
-    values: array[float],
-    qualities: bytearray,
-) -> int:
-    """Decode one block of registers into ``values`` and ``qualities``.
+class BlockDecoder:
+    """How to decode one block of registers: prepared once, used each poll.
 
     Args:
-        registers: Type ``H``, in the order of the wire.
         offsets: Type ``i``; register offset of each point in the block.
         types: Type ``i``; codes ``U16`` … ``F64``.
         little: One byte a point: whether the low word comes first.
@@ -34,14 +22,34 @@ def decode(
         sentinels: Type ``q``; raw value (signed reading of the register's own width for s16 and s32) that means no data.
         has_sentinel: One byte a point.
         targets: Type ``i``; index of each point in the result.
-        values: Type ``d``; NaN is written where there is no data.
-        qualities: 0 good, 2 bad.
-
-    A point outside the block is bad, never a read out of bounds.
-
-    Returns:
-        How many points are good.
 
     Raises:
-        ValueError: The plan's arrays differ in length.
+        ValueError: The arrays differ in length, a type is unknown or a target negative.
     """
+
+    def __init__(
+        self,
+        offsets: array[int],
+        types: array[int],
+        little: bytes | bytearray,
+        factors: array[float],
+        sentinels: array[int],
+        has_sentinel: bytes | bytearray,
+        targets: array[int],
+    ) -> None: ...
+    def decode(self, registers: array[int], values: array[float], qualities: bytearray) -> int:
+        """Decode one block into ``values`` and ``qualities``.
+
+        A point outside the block is bad, never a read out of bounds; so is one whose scaled value is not finite.
+
+        Args:
+            registers: Type ``H``, in the order of the wire.
+            values: Type ``d``; NaN is written where there is no data.
+            qualities: 0 good, 2 bad.
+
+        Returns:
+            How many points are good.
+
+        Raises:
+            ValueError: ``values`` or ``qualities`` have no place for a target.
+        """

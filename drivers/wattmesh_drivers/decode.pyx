@@ -1,71 +1,113 @@
 """Registers into scaled doubles, in prepared arrays, without a Python object a point on the way."""
 
-from libc.stdint cimport int16_t, int32_t, int64_t, uint16_t, uint32_t, uint64_t
 from libc.math cimport NAN, isfinite
+from libc.stdint cimport int16_t, int32_t, int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
-# Codes of the register types; the plan's ``types`` holds them. See decode.pyi.
+# Codes of the register types; see decode.pyi.
 U16, S16, U32, S32, U64, S64, F32, F64 = range(8)
 
 cdef int[8] WORDS = [1, 1, 2, 2, 4, 4, 2, 4]
 
 
-def decode(const uint16_t[::1] registers, const int[::1] offsets, const int[::1] types,
-           const unsigned char[::1] little, const double[::1] factors, const int64_t[::1] sentinels,
-           const unsigned char[::1] has_sentinel, const int[::1] targets,
-           double[::1] values, unsigned char[::1] qualities):
-    """Decode one block; see decode.pyi."""
-    cdef Py_ssize_t count = offsets.shape[0]
-    cdef Py_ssize_t length = registers.shape[0]
+cdef struct Row:
+    int offset
+    int target
+    unsigned char kind
+    unsigned char words
+    unsigned char little
+    unsigned char has_sentinel
+    double factor
+    int64_t sentinel
+
+
+cdef class BlockDecoder:
+    """How to decode one block; see decode.pyi."""
+
+    cdef Row* rows
+    cdef Py_ssize_t count
+    cdef Py_ssize_t targets_end
+
+    def __cinit__(self, const int[::1] offsets, const int[::1] types, const unsigned char[::1] little,
+                  const double[::1] factors, const int64_t[::1] sentinels,
+                  const unsigned char[::1] has_sentinel, const int[::1] targets):
+        cdef Py_ssize_t count = offsets.shape[0]
+        cdef Py_ssize_t i
+        if (types.shape[0] != count or little.shape[0] != count or factors.shape[0] != count
+                or sentinels.shape[0] != count or has_sentinel.shape[0] != count or targets.shape[0] != count):
+            raise ValueError("the arrays differ in length")
+        self.rows = <Row*>calloc(count or 1, sizeof(Row))
+        if self.rows == NULL:
+            raise MemoryError
+        for i in range(count):
+            if not 0 <= types[i] <= 7 or targets[i] < 0:
+                raise ValueError(f"row {i} has an unknown type or a negative target")
+            self.rows[i] = Row(offset=offsets[i], target=targets[i], kind=types[i], words=WORDS[types[i]],
+                               little=little[i] != 0, has_sentinel=has_sentinel[i] != 0,
+                               factor=factors[i], sentinel=sentinels[i])
+            self.targets_end = max(self.targets_end, targets[i] + 1)
+        self.count = count
+
+    def __dealloc__(self):
+        free(self.rows)
+
+    def decode(self, const uint16_t[::1] registers, double[::1] values, unsigned char[::1] qualities):
+        """Decode one block; see decode.pyi."""
+        if values.shape[0] < self.targets_end or qualities.shape[0] < self.targets_end:
+            raise ValueError("values or qualities are shorter than the targets need")
+        if self.count == 0:
+            return 0
+        if registers.shape[0] == 0:  # there is no first register to point to
+            return _decode(self.rows, self.count, NULL, 0, &values[0], &qualities[0])
+        return _decode(self.rows, self.count, &registers[0], registers.shape[0], &values[0], &qualities[0])
+
+
+cdef int _decode(const Row* rows, Py_ssize_t count, const uint16_t* registers, Py_ssize_t length,
+                 double* values, unsigned char* qualities) noexcept nogil:
+    cdef const Row* row
+    cdef const uint16_t* at
     cdef Py_ssize_t i
-    cdef int words, w, target, kind, good = 0
+    cdef int good = 0
+    cdef uint32_t wide
     cdef uint64_t raw
-    cdef int64_t signed_raw
+    cdef int64_t number
     cdef double value
     cdef float narrow
-    cdef uint32_t bits32
-    if (types.shape[0] != count or little.shape[0] != count or factors.shape[0] != count
-            or sentinels.shape[0] != count or has_sentinel.shape[0] != count or targets.shape[0] != count
-            or values.shape[0] != qualities.shape[0]):
-        raise ValueError("the plan's arrays differ in length")
-    with nogil:
-        for i in range(count):
-            kind = types[i]
-            target = targets[i]
-            if target < 0 or target >= values.shape[0]:
-                continue
-            if kind < 0 or kind > 7 or offsets[i] < 0 or offsets[i] + WORDS[kind] > length:
-                values[target] = NAN
-                qualities[target] = 2
-                continue
-            words = WORDS[kind]
-            raw = 0
-            for w in range(words):
-                if little[i]:
-                    raw = (raw << 16) | registers[offsets[i] + words - 1 - w]
-                else:
-                    raw = (raw << 16) | registers[offsets[i] + w]
-            if kind == 1:
-                signed_raw = <int16_t>raw
-            elif kind == 3:
-                signed_raw = <int32_t>raw
-            else:
-                signed_raw = <int64_t>raw
-            if kind == 6:
-                bits32 = <uint32_t>raw
-                memcpy(&narrow, &bits32, 4)
+    for i in range(count):
+        row = &rows[i]
+        if row.offset < 0 or row.offset > length - row.words:
+            values[row.target] = NAN
+            qualities[row.target] = 2
+            continue
+        at = registers + row.offset
+        if row.words == 1:
+            number = <int64_t><int16_t>at[0] if row.kind == 1 else <int64_t>at[0]
+            value = <double>number
+        elif row.words == 2:
+            wide = (<uint32_t>at[row.little] << 16) | at[1 - row.little]  # little is 0 or 1
+            number = <int64_t><int32_t>wide if row.kind == 3 else <int64_t>wide
+            if row.kind == 6:
+                memcpy(&narrow, &wide, 4)
                 value = narrow
-            elif kind == 7:
+            else:
+                value = <double>number
+        else:
+            if row.little:
+                raw = (<uint64_t>at[3] << 48) | (<uint64_t>at[2] << 32) | (<uint64_t>at[1] << 16) | at[0]
+            else:
+                raw = (<uint64_t>at[0] << 48) | (<uint64_t>at[1] << 32) | (<uint64_t>at[2] << 16) | at[3]
+            number = <int64_t>raw
+            if row.kind == 7:
                 memcpy(&value, &raw, 8)
-            elif kind == 0 or kind == 2 or kind == 4:
-                value = <double>raw
             else:
-                value = <double>signed_raw
-            if (has_sentinel[i] and signed_raw == sentinels[i]) or not isfinite(value):
-                values[target] = NAN
-                qualities[target] = 2
-            else:
-                values[target] = value * factors[i]
-                qualities[target] = 0
-                good += 1
+                value = <double>raw if row.kind == 4 else <double>number
+        value = value * row.factor
+        if not isfinite(value) or (row.has_sentinel and number == row.sentinel):
+            values[row.target] = NAN
+            qualities[row.target] = 2
+        else:
+            values[row.target] = value
+            qualities[row.target] = 0
+            good += 1
     return good

@@ -161,7 +161,7 @@ class BaseDriver(ABC):
         """See :class:`Driver`."""
         try:
             await self._open()
-        except UnavailableError:
+        except (UnavailableError, ConfigurationError):
             await self._shut()
             raise
         self.state = DriverState.READY
@@ -207,6 +207,8 @@ class BaseDriver(ABC):
         if model is None:
             return Rejected(reason=f"{self.asset.id} has no control {name!r}")
         minimum, maximum = self.limits_of(name)
+        if not math.isfinite(minimum) or not math.isfinite(maximum):
+            return Rejected(reason=f"{name} of {self.asset.id} has no limit: give the asset its rated_power_w")
         if not math.isfinite(value) or not minimum <= value <= maximum:
             return Rejected(reason=f"{name} = {value} is outside {minimum:g}..{maximum:g}")
         if self.state is not DriverState.READY:

@@ -115,6 +115,8 @@ class Template(StrictModel):
             for field in needed[self.protocol]:
                 if getattr(point, field) is None:
                     raise ValueError(f"point {point.id!r} needs {field!r}, as the protocol is {self.protocol}")
+            if point.write_function == 6 and point.type not in {"u16", "s16", None}:
+                raise ValueError(f"point {point.id!r}: function 6 writes one register, and {point.type} takes more")
         if self.protocol == "opcua" and not self.namespace:
             raise ValueError("an OPC UA template needs the namespace's URI")
         settings = {point.id for point in self.settings}

@@ -4,9 +4,10 @@ import math
 import struct
 from array import array
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wattmesh_drivers.decode import decode
+from wattmesh_drivers.decode import BlockDecoder
 from wattmesh_drivers.modbus.driver import CODES, WORDS, encode_value
 
 FORMATS = {"u16": ">H", "s16": ">h", "u32": ">I", "s32": ">i", "u64": ">Q", "s64": ">q", "f32": ">f", "f64": ">d"}
@@ -14,10 +15,11 @@ FORMATS = {"u16": ">H", "s16": ">h", "u32": ">I", "s32": ">i", "u64": ">Q", "s64
 
 def run(registers, type_, *, offset=0, little=False, factor=1.0, sentinel=None):
     values, qualities = array("d", [7.0]), bytearray([9])
-    good = decode(
-        array("H", registers), array("i", [offset]), array("i", [CODES[type_]]), bytes([little]), array("d", [factor]),
-        array("q", [sentinel or 0]), bytes([sentinel is not None]), array("i", [0]), values, qualities,
+    decoder = BlockDecoder(
+        array("i", [offset]), array("i", [CODES[type_]]), bytes([little]), array("d", [factor]),
+        array("q", [sentinel or 0]), bytes([sentinel is not None]), array("i", [0]),
     )  # fmt: skip
+    good = decoder.decode(array("H", registers), values, qualities)
     assert good == (qualities[0] == 0)
     return values[0], qualities[0]
 
@@ -34,7 +36,7 @@ def test_every_bit_pattern_decodes_as_struct_does(type_, content, little, factor
     registers = list(struct.unpack(f">{words}H", content[: words * 2]))
     (wanted,) = struct.unpack(FORMATS[type_], content[: words * 2])
     value, quality = run(registers[::-1] if little else registers, type_, little=little, factor=factor)
-    if math.isfinite(wanted):
+    if math.isfinite(float(wanted) * factor):
         assert quality == 0
         assert value == float(wanted) * factor
     else:
@@ -65,3 +67,21 @@ def test_sentinels_are_no_data():
 def test_what_is_encoded_decodes_to_itself(type_, little, number):
     number = abs(number) if type_[0] == "u" else number
     assert run(encode_value(number, type_, little=little), type_, little=little) == (float(number), 0)
+
+
+def test_a_value_that_scaling_makes_infinite_is_bad():
+    value, quality = run(struct.unpack(">4H", struct.pack(">d", 1e300)), "f64", factor=1e10)
+    assert quality == 2
+    assert math.isnan(value)
+
+
+@pytest.mark.parametrize("offset", [2**31 - 1, 2**31 - 4, -(2**31)])
+def test_an_offset_at_the_end_of_its_type_does_not_wrap_around(offset):
+    assert run([1, 2, 3, 4], "u64", offset=offset)[1] == 2
+
+
+def test_a_target_without_a_place_is_refused():
+    one = array("i", [0])
+    decoder = BlockDecoder(one, one, b"\0", array("d", [1.0]), array("q", [0]), b"\0", array("i", [3]))
+    with pytest.raises(ValueError, match="shorter"):
+        decoder.decode(array("H", [1]), array("d", [0.0] * 3), bytearray(3))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import struct
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from wattmesh_a2a.clock import Clock
+from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.devices import Quality
 from wattmesh_a2a.errors import ConfigurationError, UnavailableError
 
@@ -23,32 +26,40 @@ CODES = {
     "u64": decode.U64, "s64": decode.S64, "f32": decode.F32, "f64": decode.F64,
 }  # fmt: skip
 WORDS = {"u16": 1, "s16": 1, "u32": 2, "s32": 2, "u64": 4, "s64": 4, "f32": 2, "f64": 4}
+_ILLEGAL_ADDRESS = 2
+_EXPONENT_LIMIT = 10
+"""SunSpec Device Information Model Specification: a scale factor is -10 to 10; any other is none."""
+_REFUSED_AGAIN_NS = 300 * NS_PER_S
+"""After this time points that the device refused are asked for again."""
 _PACK = {"u16": ">H", "s16": ">h", "u32": ">I", "s32": ">i", "u64": ">Q", "s64": ">q", "f32": ">f", "f64": ">d"}
+
+log = logging.getLogger(__name__)
 
 
 class _Location(NamedTuple):
     """Where a point is now: the template's word, or what SunSpec's discovery found."""
 
     function: int
+    write_function: int
     address: int
     type: str
     little: bool
     factor: float
+    """Scale × sign; 0 where the device does not implement the point."""
     sentinel: int | None
 
+    @property
+    def end(self) -> int:
+        """One past the last register."""
+        return self.address + WORDS[self.type]
 
-@dataclass(slots=True, kw_only=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
-    """One block and how to decode it, as arrays for the kernel."""
+    """One block and how to decode it."""
 
     block: Block
-    offsets: array[int]
-    types: array[int]
-    little: bytes
-    factors: array[float]
-    sentinels: array[int]
-    has_sentinel: bytes
-    targets: array[int]
+    decoder: decode.BlockDecoder
 
 
 class ModbusDriver(BaseDriver):
@@ -75,156 +86,206 @@ class ModbusDriver(BaseDriver):
     ) -> None:
         super().__init__(asset_id, template, clock, rated_power_w=rated_power_w, rated_energy_wh=rated_energy_wh)
         self._link = link
-        self._models: dict[int, int] = {}
+        self._models: dict[int, sunspec.ModelAt] = {}
         self._locations: dict[str, _Location] = {}
         self._plans: list[_Plan] = []
-        self._barriers: set[int] = set()
+        self._spans: dict[Span, list[int]] = {}
+        """What is read together, and the points in it."""
+        self._barriers: set[tuple[int, int]] = set()
+        """Function and register of holes that no block may contain."""
+        self._alone: set[Span] = set()
+        self._refused: set[Span] = set()
+        self._refused_said: set[Span] = set()
+        self._refused_ns = 0
 
     async def _open(self) -> None:
         await self._link.open()
         if self.template.protocol == "sunspec":
             self._models = await sunspec.discover(self._link)
-        factors: dict[int, int | None] = {}
+        constants: dict[int, int | None] = {}
         self._locations = {
-            model.id: await self._locate(model, factors) for model in (*self.template.points, *self.template.settings)
+            model.id: await self._locate(model, constants) for model in (*self.template.points, *self.template.settings)
         }
+        self._refused.clear()
         self._make_plan()
 
     async def _shut(self) -> None:
         self._link.close()
 
-    async def _locate(self, model: PointModel, exponents: dict[int, int | None]) -> _Location:
-        """Where a point is. A SunSpec scale factor is read once a connection: it is a constant of the device."""
+    async def _locate(self, model: PointModel, constants: dict[int, int | None]) -> _Location:
+        """Where a point is; ``constants`` keeps what was read on the way, for the points after it."""
         if model.model is None:
             assert model.address is not None
+            type_ = str(model.type)
             return _Location(
                 model.function or 3,
+                _write_function(model, type_),
                 model.address,
-                str(model.type),
+                type_,
                 model.word_order == "little",
                 model.scale * model.sign,
                 model.sentinel,
             )
-        start = self._models.get(model.model)
-        if start is None:
+        found = self._models.get(model.model)
+        if found is None:
             raise ConfigurationError(
                 f"{self.asset.id}: the device has no SunSpec model {model.model}, which {self.template.id} needs; "
                 f"it has {sorted(self._models)}"
             )
-        place = sunspec.place_of(model.model, start, str(model.point), group=model.group, index=model.index)
-        exponent: int | None = place.fixed_exponent
-        if place.scale_address is not None:
-            if place.scale_address not in exponents:
-                raw = (await self._link.read(3, place.scale_address, 1))[0]
-                exponents[place.scale_address] = None if raw == 0x8000 else raw - 0x10000 if raw & 0x8000 else raw
-            exponent = exponents[place.scale_address]
-        # A point whose scale factor is not implemented is not implemented: factor 0 marks it, and it stays bad.
+        place = sunspec.place_of(model.model, found.address, str(model.point), group=model.group, index=model.index)
+        exponent = await self._exponent(model, place, found, constants)
         factor = 0.0 if exponent is None else model.scale * model.sign * 10.0**exponent
-        return _Location(3, place.address, place.type, False, factor, place.sentinel)
+        function = _write_function(model, place.type)
+        return _Location(3, function, place.address, place.type, False, factor, place.sentinel)
+
+    async def _exponent(
+        self, model: PointModel, place: sunspec.Place, found: sunspec.ModelAt, constants: dict[int, int | None]
+    ) -> int | None:
+        """Power of ten of a SunSpec point; none where the device leaves the point, or what it depends on, out."""
+        if place.end > found.end:
+            return None
+        if place.count_address is not None:
+            count = await self._constant(place.count_address, constants)
+            if count is not None and model.index >= count:
+                return None
+        if place.scale_address is None:
+            return place.fixed_exponent
+        raw = await self._constant(place.scale_address, constants)
+        exponent = None if raw is None else raw - 0x10000 if raw & 0x8000 else raw
+        return exponent if exponent is not None and abs(exponent) <= _EXPONENT_LIMIT else None
+
+    async def _constant(self, address: int, constants: dict[int, int | None]) -> int | None:
+        """A register that stays as it is while connected (scale factor, count); none where the device refuses it."""
+        if address not in constants:
+            try:
+                constants[address] = (await self._link.read(3, address, 1))[0]
+            except RefusedError as error:
+                if error.code != _ILLEGAL_ADDRESS:
+                    raise
+                constants[address] = None
+        return constants[address]
 
     def _make_plan(self) -> None:
-        members: dict[tuple[int, str], list[_Location]] = {}
-        for model in self.template.points:
-            location = self._locations[model.id]
-            key = (location.function, model.sync or f"{location.address}:{location.type}")
-            members.setdefault(key, []).append(location)
-        spans = [
-            Span(
-                function=function,
-                start=min(one.address for one in group),
-                end=max(one.address + WORDS[one.type] for one in group),
-            )
-            for (function, _), group in members.items()
-        ]
-        needs = self.template.connection
-        blocks = plan_blocks(spans, needs.max_registers, barriers=frozenset(self._barriers))
-        self._plans = [self._plan_of(block) for block in blocks]
-
-    def _plan_of(self, block: Block) -> _Plan:
-        rows = []
+        """Blocks for all points that the device has; the others are bad from now on."""
+        together: dict[tuple[int, str], list[int]] = {}
         for index, model in enumerate(self.template.points):
             location = self._locations[model.id]
-            offset = location.address - block.start
-            inside = 0 <= offset and offset + WORDS[location.type] <= block.count
-            if location.function == block.function and inside and location.factor:
-                rows.append((index, offset, location))
-        return _Plan(
-            block=block,
-            offsets=array("i", [offset for _, offset, _ in rows]),
-            types=array("i", [CODES[location.type] for _, _, location in rows]),
-            little=bytes(location.little for _, _, location in rows),
-            factors=array("d", [location.factor for _, _, location in rows]),
-            sentinels=array("q", [location.sentinel or 0 for _, _, location in rows]),
-            has_sentinel=bytes(location.sentinel is not None for _, _, location in rows),
-            targets=array("i", [index for index, _, _ in rows]),
-        )
+            if location.factor:
+                key = (location.function, model.sync or f"{location.address}:{location.type}")
+                together.setdefault(key, []).append(index)
+            else:
+                self._set_bad(index)
+        self._spans = {}
+        for (function, _), indices in together.items():
+            members = [self._location(index) for index in indices]
+            span = Span(function=function, start=min(m.address for m in members), end=max(m.end for m in members))
+            self._spans.setdefault(span, []).extend(indices)
+        for span in self._refused & self._spans.keys():
+            for index in self._spans[span]:
+                self._set_bad(index)
+        self._plans = [self._plan_of(block) for block in self._blocks()]
+
+    def _blocks(self) -> list[Block]:
+        wanted = self._spans.keys() - self._refused
+        alone = wanted & self._alone
+        limit = self.template.connection.max_registers
+        blocks = [Block(function=span.function, start=span.start, count=span.end - span.start) for span in alone]
+        for function in sorted({span.function for span in wanted}):
+            spans = [span for span in wanted - alone if span.function == function]
+            barriers = frozenset(register for code, register in self._barriers if code == function)
+            try:
+                blocks += plan_blocks(spans, limit, barriers=barriers)
+            except ValueError as error:  # a sync group of the template is too long
+                raise ConfigurationError(f"{self.asset.id}: {self.template.id}: {error}") from error
+        return blocks
+
+    def _plan_of(self, block: Block) -> _Plan:
+        rows = [
+            (index, self._location(index))
+            for span in self._spans.keys() - self._refused
+            if _covers(block, span)
+            for index in self._spans[span]
+        ]
+        return _Plan(block=block, decoder=_decoder(rows, block.start))
+
+    def _location(self, index: int) -> _Location:
+        return self._locations[self.template.points[index].id]
+
+    def _set_bad(self, index: int) -> None:
+        self.values[index] = math.nan
+        self.qualities[index] = Quality.BAD
 
     async def _read(self) -> None:
         now = self._clock.utc_ns()
-        for plan in list(self._plans):
-            block = plan.block
-            try:
-                registers = await self._link.read(block.function, block.start, block.count)
-            except RefusedError as error:
-                if error.code != 2:
-                    raise
-                await self._split(block)
-                continue
-            decode.decode(
-                registers,
-                plan.offsets,
-                plan.types,
-                plan.little,
-                plan.factors,
-                plan.sentinels,
-                plan.has_sentinel,
-                plan.targets,
-                self.values,
-                self.qualities,
-            )
+        if self._refused and self._clock.monotonic_ns() - self._refused_ns >= _REFUSED_AGAIN_NS:
+            self._refused.clear()
+            self._make_plan()
+        done: set[Block] = set()
+        waiting = self._plans
+        while waiting:
+            for plan in waiting:
+                block = plan.block
+                try:
+                    registers = await self._link.read(block.function, block.start, block.count)
+                except RefusedError as error:
+                    if error.code != _ILLEGAL_ADDRESS:
+                        raise
+                    self._split(block)
+                    break
+                plan.decoder.decode(registers, self.values, self.qualities)
+                done.add(block)
+            else:
+                break
+            waiting = [plan for plan in self._plans if plan.block not in done]
         times = self.source_times_ns
         for index in range(len(times)):
             times[index] = now
 
-    async def _split(self, block: Block) -> None:
-        """The device refuses a register inside a block (exception 2): find holes it refuses, and plan around them."""
-        holes = set(range(block.start, block.start + block.count)) - {
-            register
-            for location in self._locations.values()
-            for register in range(location.address, location.address + WORDS[location.type])
+    def _split(self, block: Block) -> None:
+        """The device refuses a register of a block: plan around its holes, then by single spans, then without them.
+
+        Each call takes away a hole, a neighbour or a span, so that reading again ends; it happens within the same poll.
+
+        Raises:
+            ConfigurationError: Nothing is left that the device answers.
+        """
+        spans = [span for span in self._spans.keys() - self._refused if _covers(block, span)]
+        holes = {(block.function, register) for register in range(block.start, block.start + block.count)} - {
+            (span.function, register) for span in self._spans for register in range(span.start, span.end)
         }
-        if not holes - self._barriers:
-            raise ConfigurationError(
-                f"{self.asset.id} refuses registers {block.start} to {block.start + block.count - 1} of {self.template.id}"
-            )
-        self._barriers |= holes
+        if holes - self._barriers:
+            self._barriers |= holes
+        elif len(spans) > 1 and not self._alone.issuperset(spans):
+            self._alone.update(spans)
+        else:
+            self._refuse(spans)
         self.counters["splits"] += 1
         self._make_plan()
+
+    def _refuse(self, spans: list[Span]) -> None:
+        self._refused.update(spans)
+        self._refused_ns = self._clock.monotonic_ns()
+        if self._refused >= self._spans.keys():
+            self._refused.clear()
+            raise ConfigurationError(f"{self.asset.id} refuses every register of {self.template.id}")
+        new = [span for span in spans if span not in self._refused_said]
+        if new:
+            self._refused_said.update(new)
+            names = ", ".join(self.template.points[index].id for span in new for index in self._spans[span])
+            log.warning("%s refuses the registers of %s: no data for these", self.asset.id, names)
 
     async def _write(self, setting: PointModel, value: float) -> None:
         location = self._locations[setting.id]
         if not location.factor:
             raise ConfigurationError(f"{self.asset.id} does not implement {setting.id}")
         registers = encode_value(value / location.factor, location.type, little=location.little)
-        function = setting.write_function or (6 if len(registers) == 1 else 16)
-        await self._link.write(function, location.address, registers)
+        await self._link.write(location.write_function, location.address, registers)
 
     async def _read_setting(self, setting: PointModel) -> float:
         location = self._locations[setting.id]
         registers = await self._link.read(location.function, location.address, WORDS[location.type])
         values, qualities = array("d", [0.0]), bytearray(1)
-        decode.decode(
-            registers,
-            array("i", [0]),
-            array("i", [CODES[location.type]]),
-            bytes([location.little]),
-            array("d", [location.factor]),
-            array("q", [location.sentinel or 0]),
-            bytes([location.sentinel is not None]),
-            array("i", [0]),
-            values,
-            qualities,
-        )
+        _decoder([(0, location)], location.address).decode(registers, values, qualities)
         if qualities[0] == Quality.BAD:
             raise UnavailableError(f"{self.asset.id}: {setting.id} reads back as not implemented")
         return values[0]
@@ -239,7 +300,7 @@ class ModbusDriver(BaseDriver):
             port=self._link.port,
             unit=self._link.unit,
             function=location.function,
-            write_function=6 if WORDS[location.type] == 1 else 16,
+            write_function=location.write_function,
             address=location.address,
             type=location.type,
             word_order="little" if location.little else "big",
@@ -248,12 +309,34 @@ class ModbusDriver(BaseDriver):
         )
 
 
+def _write_function(model: PointModel, type_: str) -> int:
+    """Function that writes a point: more than one register takes 16."""
+    return (model.write_function or 6) if WORDS[type_] == 1 else 16
+
+
+def _covers(block: Block, span: Span) -> bool:
+    return span.function == block.function and block.start <= span.start and span.end <= block.start + block.count
+
+
+def _decoder(rows: Sequence[tuple[int, _Location]], start: int) -> decode.BlockDecoder:
+    """For points (index in the result, place) in a block that begins at register ``start``."""
+    return decode.BlockDecoder(
+        array("i", [location.address - start for _, location in rows]),
+        array("i", [CODES[location.type] for _, location in rows]),
+        bytes(location.little for _, location in rows),
+        array("d", [location.factor for _, location in rows]),
+        array("q", [location.sentinel or 0 for _, location in rows]),
+        bytes(location.sentinel is not None for _, location in rows),
+        array("i", [index for index, _ in rows]),
+    )
+
+
 def encode_value(raw: float, type_: str, *, little: bool) -> list[int]:
     """Registers of a raw (unscaled) value; raises :class:`ConfigurationError` when it does not fit the type."""
-    number: float | int = raw if type_[0] == "f" else round(raw)
     try:
+        number: float | int = raw if type_[0] == "f" else round(raw)
         packed = struct.pack(_PACK[type_], number)
-    except (struct.error, OverflowError) as error:
+    except (struct.error, OverflowError, ValueError) as error:
         raise ConfigurationError(f"{raw:g} does not fit a register of type {type_}") from error
     words = [int.from_bytes(packed[at : at + 2], "big") for at in range(0, len(packed), 2)]
     return words[::-1] if little else words

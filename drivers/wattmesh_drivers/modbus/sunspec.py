@@ -9,7 +9,7 @@ import importlib.resources
 import json
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from wattmesh_a2a.errors import ConfigurationError, UnavailableError
 
@@ -31,6 +31,20 @@ TYPES: dict[str, tuple[str, int | None]] = {
 """SunSpec type → our register type and the raw value that means "not implemented" (as a signed number where 64 bit)."""
 
 
+class ModelAt(NamedTuple):
+    """Where a device has a model."""
+
+    address: int
+    """Of the first register, the ID."""
+    length: int
+    """L: registers after ID and L. A device may leave out the end of a model."""
+
+    @property
+    def end(self) -> int:
+        """One past the model's last register: what is there belongs to the next model."""
+        return self.address + 2 + self.length
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     """Where a point is, and how it scales."""
@@ -41,6 +55,10 @@ class Place:
     scale_address: int | None
     """Register of the scale factor; none where the value is not scaled."""
     fixed_exponent: int
+    end: int
+    """One past the last register that the value, its scale factor or its group's count takes."""
+    count_address: int | None = None
+    """Register that says how often the point's group is repeated; none where it is not said."""
 
 
 @cache
@@ -54,8 +72,8 @@ def model_definition(model: int) -> dict[str, Any]:
     return group
 
 
-async def discover(link: ModbusLink) -> dict[int, int]:
-    """Model → address of its first register (the ID), the first of each.
+async def discover(link: ModbusLink) -> dict[int, ModelAt]:
+    """Model → where it is, the first of each.
 
     Raises:
         ConfigurationError: There is no SunSpec map.
@@ -71,14 +89,14 @@ async def discover(link: ModbusLink) -> dict[int, int]:
     raise ConfigurationError(f"{link.host}:{link.port} unit {link.unit} has no SunSpec map at 40000, 0 or 50000")
 
 
-async def _walk(link: ModbusLink, address: int) -> dict[int, int]:
-    found: dict[int, int] = {}
+async def _walk(link: ModbusLink, address: int) -> dict[int, ModelAt]:
+    found: dict[int, ModelAt] = {}
     for _ in range(_MODELS_AT_MOST):
         model = (await link.read(3, address, 1))[0]  # some devices do not answer the end model's length: ID alone
         if model == _END:
             return found
         length = (await link.read(3, address + 1, 1))[0]
-        found.setdefault(model, address)
+        found.setdefault(model, ModelAt(address, length))
         address += 2 + length
         if address > 65_000:
             break
@@ -86,17 +104,24 @@ async def _walk(link: ModbusLink, address: int) -> dict[int, int]:
 
 
 def place_of(model: int, start: int, point: str, *, group: str | None = None, index: int = 0) -> Place:
-    """Where a point is in a model that starts at ``start``; raises :class:`ConfigurationError`."""
+    """Where a point is in a model that starts at ``start``, if the device has that much of it (see :attr:`Place.end`).
+
+    Raises:
+        ConfigurationError: The model's definition has no such group, repetition or point, or it is not a number.
+    """
     definition = model_definition(model)
-    outer, size = _offsets(definition)
-    if group is None:
-        inner, base = outer, start
-    else:
-        nested = next((g for g in definition.get("groups", []) if g["name"] == group), None)
-        if nested is None:
-            raise ConfigurationError(f"SunSpec model {model} has no group {group!r}")
-        inner, width = _offsets(nested)
-        base = start + size + index * width
+    outer, _ = _offsets(definition)
+    inner, base, count_address = outer, start, None
+    if group is not None:
+        nested, offset = _group_of(model, definition, group)
+        inner, _ = _offsets(nested)
+        base = start + offset + index * (_size(nested) if index else 0)
+        count = nested.get("count", 1)
+        if isinstance(count, int) and 0 < count <= index:
+            raise ConfigurationError(f"SunSpec model {model} has {group!r} only {count} times")
+        counter = count if isinstance(count, str) else "N" if count == 0 else None
+        if counter in outer:
+            count_address = start + outer[counter][0]
     if point not in inner:
         raise ConfigurationError(f"SunSpec model {model} has no point {point!r}")
     offset, definition_of_point = inner[point]
@@ -119,7 +144,33 @@ def place_of(model: int, start: int, point: str, *, group: str | None = None, in
         sentinel=sentinel,
         scale_address=scale_address,
         fixed_exponent=factor if isinstance(factor, int) else 0,
+        end=max(base + offset + definition_of_point["size"], (scale_address or 0) + 1, (count_address or 0) + 1),
+        count_address=count_address,
     )
+
+
+def _group_of(model: int, definition: dict[str, Any], name: str) -> tuple[dict[str, Any], int]:
+    """A group inside a model, and the offset of its first repetition."""
+    offset = _offsets(definition)[1]
+    for nested in definition.get("groups", []):
+        if nested["name"] == name:
+            return nested, offset
+        count = nested.get("count", 1)
+        if not isinstance(count, int) or count < 1:
+            raise ConfigurationError(f"SunSpec model {model}: {name!r} comes after a group of unknown length")
+        offset += count * _size(nested)
+    raise ConfigurationError(f"SunSpec model {model} has no group {name!r}")
+
+
+def _size(group: dict[str, Any]) -> int:
+    """Registers of one repetition, groups inside it included."""
+    size = _offsets(group)[1]
+    for nested in group.get("groups", []):
+        count = nested.get("count", 1)
+        if not isinstance(count, int) or count < 1:
+            raise ConfigurationError(f"SunSpec group {group['name']!r} has parts of unknown length")
+        size += count * _size(nested)
+    return size
 
 
 def _offsets(group: dict[str, Any]) -> tuple[dict[str, tuple[int, dict[str, Any]]], int]:

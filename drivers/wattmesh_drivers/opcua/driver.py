@@ -100,8 +100,9 @@ class OpcUaDriver(BaseDriver):
         for index, (model, result) in enumerate(zip(self.template.points, results, strict=True)):
             value = result.Value.Value if result.Value is not None else None
             good = result.StatusCode is None or result.StatusCode.is_good()
-            if good and isinstance(value, int | float) and math.isfinite(value):
-                self.values[index] = float(value) * model.scale * model.sign
+            scaled = float(value) * model.scale * model.sign if isinstance(value, int | float) else math.nan
+            if good and math.isfinite(scaled):
+                self.values[index] = scaled
                 self.qualities[index] = Quality.GOOD
             else:
                 self.values[index] = math.nan
@@ -124,6 +125,8 @@ class OpcUaDriver(BaseDriver):
             value = await self._node(setting).read_value()
         except (OSError, TimeoutError, ua.UaError) as error:
             raise UnavailableError(f"{self._url}: {error or type(error).__name__}") from error
+        if not isinstance(value, int | float):
+            raise UnavailableError(f"{self._url}: {setting.node} reads back as no number")
         return float(value) * setting.scale * setting.sign
 
     def _node(self, model: PointModel) -> Node:
