@@ -1,0 +1,216 @@
+"""What a device leaves out, refuses or gets wrong: bad points and a poll that goes on, never another point's registers."""
+
+from array import array
+
+import pytest
+from wattmesh_a2a.clock import NS_PER_S, ManualClock
+from wattmesh_a2a.control import Rejected
+from wattmesh_a2a.devices import Quality
+from wattmesh_a2a.errors import ConfigurationError
+from wattmesh_drivers.driver import as_mapping
+from wattmesh_drivers.modbus.driver import ModbusDriver
+from wattmesh_drivers.modbus.link import RefusedError
+from wattmesh_drivers.modbus.sunspec import model_definition, place_of
+from wattmesh_drivers.template import Template
+
+
+class Registers:
+    """A link to a device that is a dict of registers; what is not in it is refused with exception 2."""
+
+    host, port, unit = "127.0.0.1", 502, 1
+
+    def __init__(self, registers):
+        self.registers = registers
+        self.opened = self.closed = 0
+        self.written = []
+
+    async def open(self):
+        self.opened += 1
+
+    def close(self):
+        self.closed += 1
+
+    async def read(self, _function, address, count):
+        wanted = range(address, address + count)
+        if not all(register in self.registers for register in wanted):
+            raise RefusedError(2, "no such register")
+        return array("H", [self.registers[register] for register in wanted])
+
+    async def write(self, function, address, registers):
+        self.written.append((function, address, registers))
+
+
+def template(points, *, kind="load", protocol="modbus", **more):
+    data = {"template": 1, "id": "mine", "kind": kind, "manufacturer": "Me", "products": ["one"], "protocol": protocol}
+    return Template.model_validate(data | {"points": points, "sources": ["a test"]} | more)
+
+
+def plain(name, address, **more):
+    return {"id": name, "function": 3, "address": address, "type": "u16"} | more
+
+
+def driver(link, made, clock=None, **more):
+    return ModbusDriver("d", made, link, clock or ManualClock(), **more)
+
+
+def sunspec_device(*models):
+    """Registers of a chain of models (number, content after ID and L)."""
+    words = [0x5375, 0x6E53]
+    for model, content in models:
+        words += [model, len(content), *content]
+    return dict(enumerate([*words, 0xFFFF, 0], 40000))
+
+
+def meter_content(length=50, exponent=0):
+    """Model 103 with W = 1234 and TmpCab = 30, cut to its length."""
+    content = [0] * 50
+    definition = {}
+    at = 0
+    for point in model_definition(103)["points"]:
+        definition[point["name"]] = at
+        at += point["size"]
+    content[definition["W"] - 2] = 1234
+    content[definition["W_SF"] - 2] = exponent & 0xFFFF
+    content[definition["TmpCab"] - 2] = 30
+    return content[:length]
+
+
+SUNSPEC = [
+    {"id": "active_power_w", "model": 103, "point": "W"},
+    {"id": "temperature_cabinet_degc", "model": 103, "point": "TmpCab"},
+]
+
+
+async def test_points_past_the_length_of_a_model_are_bad_and_never_the_next_models_registers():
+    cut = Registers(sunspec_device((103, meter_content(20)), (64000, [77] * 60)))
+    made = driver(cut, template(SUNSPEC, protocol="sunspec"))
+    assert await made.poll()
+    values = as_mapping(made)
+    assert values["active_power_w"] == (1234.0, Quality.GOOD)
+    assert values["temperature_cabinet_degc"][1] == Quality.BAD
+    assert made.register_of("temperature_cabinet_degc") is None
+
+
+@pytest.mark.parametrize(("count", "length", "good"), [(2, 48, 2), (1, 48, 1), (0xFFFF, 28, 1), (2, 36, 1)])
+async def test_a_repetition_that_the_device_does_not_have_is_bad(count, length, good):
+    content = [0] * 6 + [count, 0] + ([0] * 20) * 2
+    voltage = place_of(160, 0, "DCV", group="module").address - 2
+    for index in range(2):
+        content[voltage + 20 * index] = 400 + index
+    link = Registers(sunspec_device((103, meter_content()), (160, content[:length]), (64000, [77] * 60)))
+    strings = [
+        {"id": f"string_{n}_voltage_v", "model": 160, "group": "module", "index": n, "point": "DCV"} for n in range(2)
+    ]
+    made = driver(link, template([*SUNSPEC, *strings], protocol="sunspec"))
+    assert await made.poll()
+    values = as_mapping(made)
+    for index in range(2):
+        assert (values[f"string_{index}_voltage_v"] == (400.0 + index, Quality.GOOD)) == (index < good)
+
+
+def test_a_group_after_another_is_found_after_it():
+    first = place_of(704, 0, "PF", group="PFWInj").address
+    assert place_of(704, 0, "PF", group="PFWInjRvrt").address > first
+
+
+@pytest.mark.parametrize("exponent", [11, -11, 0x7FFF, -0x7FFF, -0x8000])
+async def test_a_scale_factor_outside_the_standards_range_is_none(exponent):
+    made = driver(
+        Registers(sunspec_device((103, meter_content(exponent=exponent)))), template(SUNSPEC, protocol="sunspec")
+    )
+    assert await made.poll()
+    assert as_mapping(made)["active_power_w"][1] == Quality.BAD
+    assert as_mapping(made)["temperature_cabinet_degc"] == (30.0, Quality.GOOD)
+
+
+async def test_a_block_refused_after_good_polls_is_read_anew_in_the_same_poll():
+    registers = dict.fromkeys(range(11), 5)
+    made = driver(Registers(registers), template([plain("active_power_w", 0), plain("current_a", 10)]))
+    assert await made.poll()
+    assert len(made._plans) == 1
+    del registers[4]  # a hole
+    registers[0] = registers[10] = 6
+    assert await made.poll()
+    assert list(made.values) == [6.0, 6.0]
+
+
+async def test_a_point_refused_after_good_polls_is_bad_at_once_and_asked_again_later(caplog):
+    registers = dict.fromkeys(range(11), 5)
+    clock = ManualClock()
+    points = [plain("active_power_w", 0), plain("current_a", 1), plain("voltage_v", 10)]
+    made = driver(Registers(registers), template(points), clock)
+    assert await made.poll()
+    del registers[1]
+    for _ in range(3):
+        assert await made.poll()
+        assert bytes(made.qualities) == bytes([Quality.GOOD, Quality.BAD, Quality.GOOD])
+        assert made.values[1] != made.values[1]
+    assert [record.message for record in caplog.records].count(
+        "d refuses the registers of current_a: no data for these"
+    ) == 1
+    registers[1] = 8
+    await clock.advance(301)
+    assert await made.poll()
+    assert as_mapping(made)["current_a"] == (8.0, Quality.GOOD)
+    assert clock.monotonic_ns() >= 300 * NS_PER_S
+
+
+async def test_a_refused_hole_inside_a_sync_group_is_bad_points_and_one_line(caplog):
+    registers = {0: 1, 2: 3, 5: 9}
+    points = [plain("voltage_l1_v", 0, sync="u"), plain("voltage_l2_v", 2, sync="u"), plain("active_power_w", 5)]
+    made = driver(Registers(registers), template(points))
+    for _ in range(2):
+        assert await made.poll()
+        assert bytes(made.qualities) == bytes([Quality.BAD, Quality.BAD, Quality.GOOD])
+    assert len(caplog.records) == 1
+    assert "voltage_l1_v, voltage_l2_v" in caplog.records[0].message
+
+
+async def test_a_device_that_refuses_everything_is_lost_and_comes_back():
+    registers = dict.fromkeys(range(11), 5)
+    kept = dict(registers)
+    made = driver(Registers(registers), template([plain("active_power_w", 0), plain("current_a", 10)]))
+    assert await made.poll()
+    registers.clear()
+    assert not await made.poll()
+    assert set(made.qualities) == {Quality.BAD}
+    registers.update(kept)
+    made._retry_at = 0.0
+    assert await made.poll()
+    assert set(made.qualities) == {Quality.GOOD}
+
+
+async def test_a_sync_group_too_long_for_a_request_is_a_failed_poll():
+    points = [plain("active_power_w", 0, sync="u"), plain("current_a", 200, sync="u")]
+    made = driver(Registers(dict.fromkeys(range(201), 1)), template(points))
+    assert not await made.poll()
+
+
+@pytest.mark.parametrize(("asked", "function"), [(None, 6), (6, 6), (16, 16)])
+async def test_a_location_names_the_function_that_the_template_wants(asked, function):
+    more = {"write_function": asked} if asked else {}
+    made = driver(Registers({0: 1}), template([plain("active_power_w", 0)], settings=[plain("limit_w", 7, **more)]))
+    await made.connect()
+    assert made.register_of("limit_w").write_function == function
+
+
+def test_function_6_cannot_write_a_wide_value():
+    with pytest.raises(ValueError, match="function 6 writes one register"):
+        template([plain("active_power_w", 0)], settings=[plain("limit_w", 7, write_function=6, type="u32")])
+
+
+async def test_a_device_that_is_another_one_is_let_go():
+    link = Registers({register: 0 for base in (40000, 0, 50000) for register in (base, base + 1)})
+    made = driver(link, template(SUNSPEC, protocol="sunspec"))
+    with pytest.raises(ConfigurationError, match="no SunSpec map"):
+        await made.connect()
+    assert link.opened == link.closed == 1
+
+
+async def test_nothing_is_written_without_a_limit(bench):
+    battery = bench.driver("battery", "sunspec_battery", rated_power_w=None)
+    await battery.poll()
+    outcome = await battery.control("active_power_w", 10.0)
+    assert isinstance(outcome, Rejected)
+    assert "rated_power_w" in outcome.reason
+    assert bench.home.writes == 0
