@@ -108,7 +108,7 @@ def decode(frame: bytes) -> ColumnBatch | RecordBatch:
             )  # fmt: skip
         if frame[3:4] == _COLUMNS:
             return _decode_columns(identity, header, rest)
-    except (zlib.error, struct.error, ValueError, KeyError, TypeError, UnicodeDecodeError, RecursionError) as error:
+    except (zlib.error, struct.error, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InvalidMessageError(f"telemetry frame is damaged: {error}") from error
     raise InvalidMessageError("telemetry frame of an unknown kind")
 
@@ -126,7 +126,7 @@ def _decode_columns(identity: _Identity, header: dict[str, object], rest: memory
         raise InvalidMessageError("telemetry frame has too many columns")
     columns = tuple(_text(name) for name in names)
     rows = _count(header["rows"], _MAX_ROWS)
-    first = _count(header["first_ns"], 2**63 - 1)
+    first = _count(header["first_ns"], 2**62)
     if len(rest) != rows * 4 + len(columns) * rows * 9:
         raise InvalidMessageError("telemetry frame's length does not fit its header")
     offsets = array("i")
@@ -164,7 +164,7 @@ def _header(batch: ColumnBatch | RecordBatch, more: dict[str, Sequence[str] | in
 
 
 def _text(value: object) -> str:
-    if not isinstance(value, str) or len(value) > 200:
+    if not isinstance(value, str) or len(value) > 200 or not value.isprintable():
         raise InvalidMessageError("telemetry header has a wrong text")
     return value
 

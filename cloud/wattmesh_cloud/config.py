@@ -65,6 +65,8 @@ def load_cloud(path: Path) -> CloudConfig:
     history = (base / model.history).resolve() if model.history is not None else None
     if history is not None and not history.is_dir():
         raise ConfigurationError(f"{path}: history: {history} is no folder")
+    files = {name: base / path for name in ("ca", "certificate", "key") if (path := getattr(model, name)) is not None}
+    model = model.model_copy(update=files)
     return CloudConfig(
         model=model, state=(base / model.state).resolve(), keys=(base / model.keys).resolve(), history=history
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from wattmesh_a2a import telemetry
@@ -21,7 +22,7 @@ from wattmesh_a2a.messages import IntervalEnergy, Message, TelemetryAck
 from wattmesh_a2a.messenger import Messenger
 
 from wattmesh_cloud.store.base import Item, Table
-from wattmesh_cloud.store.sqlite import SqliteStore
+from wattmesh_cloud.store.sqlite import FrameRow, SqliteStore
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ _QUEUE_FRAMES = 20_000
 """Beyond it frames are not taken: unacknowledged, they come again."""
 _GROUP_FRAMES = 2_000
 _ACK_SEQUENCES = 500
+_STORE_PAUSE_S = 1.0
 _ACK_VALID_S = 3600
 
 ColumnHandler = Callable[[telemetry.ColumnBatch], None]
@@ -119,23 +121,53 @@ class Ingest:
             )
             for frame, batch in batches
         ]
-        new = await asyncio.to_thread(self._store.append_frames, frames)
+        try:
+            new = await self._stored(frames)
+        except (
+            ValueError,
+            OverflowError,
+            sqlite3.DataError,
+            sqlite3.InterfaceError,
+            sqlite3.ProgrammingError,
+        ) as error:
+            if len(group) == 1:  # what no check foresaw costs itself alone
+                self._drop(group[0], f"cannot be stored: {error}")
+                return
+            for frame in group:
+                await self._commit([frame])
+            return
         self.counts["batches"] += sum(new)
         self.counts["duplicates"] += len(new) - sum(new)
         self._hand_on([batch for (_, batch), first in zip(batches, new, strict=True) if first], parsed)
         self._acknowledge([batch for _, batch in batches])
 
+    async def _stored(self, frames: Sequence[tuple[FrameRow, Sequence[tuple[Table, Item]]]]) -> list[bool]:
+        """Commit; a disk that fails is tried again until it works: what is not acknowledged is lost nowhere."""
+        said = False
+        while True:
+            try:
+                return await asyncio.to_thread(self._store.append_frames, frames)
+            except (sqlite3.OperationalError, OSError) as error:
+                self.counts["store_failures"] += 1
+                if not said:
+                    said = True
+                    log.error("the store does not take anything (%s); trying again until it does", error)
+                await asyncio.sleep(_STORE_PAUSE_S)
+
+    def _drop(self, frame: _Frame, cause: str) -> None:
+        self.counts["invalid"] += 1
+        if cause[:40] not in self._said and len(self._said) < 100:
+            self._said.add(cause[:40])
+            log.warning("dropped telemetry of %s: %s (further ones are only counted)", frame.site, cause)
+
     def _decoded(self, frame: _Frame) -> telemetry.ColumnBatch | telemetry.RecordBatch | None:
-        """The batch, if it is what its topic says; else it is counted, said once and kept for a person to see."""
+        """The batch, if it is what its topic says; else it is counted and said once."""
         try:
             batch = telemetry.decode(frame.payload)
             if batch.site_id != frame.site or batch.stream != frame.stream:
                 raise InvalidMessageError(f"frame of {batch.site_id}/{batch.stream} on another's topic")
         except InvalidMessageError as error:
-            self.counts["invalid"] += 1
-            if str(error)[:40] not in self._said and len(self._said) < 100:
-                self._said.add(str(error)[:40])
-                log.warning("dropped telemetry of %s: %s (further ones are only counted)", frame.site, error)
+            self._drop(frame, str(error))
             return None
         self.last_seen[batch.site_id] = time.monotonic()
         return batch

@@ -168,6 +168,11 @@ def load_site(path: Path) -> Site:
     tariff = model.tariff.tariff(model.time_zone)
     tariff.zone()
     base = path.parent
+    messaging = model.messaging
+    files = {
+        name: base / file for name in ("ca", "certificate", "key") if (file := getattr(messaging, name)) is not None
+    }
+    model = model.model_copy(update={"messaging": messaging.model_copy(update=files)})
     return Site(
         model=model,
         templates=templates,

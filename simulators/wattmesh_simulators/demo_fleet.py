@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from wattmesh_simulators.plant.data import FIRST_NS, LAST_NS, history_rows, pv_peak_w
+from wattmesh_simulators.plant.physics import AC_PER_DC
 
 NS_PER_S = 1_000_000_000
 HISTORY_DAYS = 31
@@ -162,7 +163,7 @@ def _site(
                 "id": "inverter",
                 "template": "sunspec_inverter",
                 "connection": {"host": "127.0.0.1", "port": inverter, "unit": 1},
-                "rated_power_w": pv_peak_w(f"b{index + 1:02d}"),
+                "rated_power_w": AC_PER_DC * pv_peak_w(f"b{index + 1:02d}"),
             },
             {
                 "id": "battery",

@@ -96,12 +96,23 @@ class TimeServer:
             due = max(due + pause, loop.time() - 5 * pause)
             if (wait := due - loop.time()) > 0:
                 await asyncio.sleep(wait)
+            await self._hardware_is_there()
             self.now_ns += self._step_ns
             clients = list(self._clients.values())
             await self._step([client for client in clients if client.name == FIRST])
             await self._step([client for client in clients if client.name != FIRST])
             if on_step is not None:
                 on_step(self.now_ns)
+
+    async def _hardware_is_there(self) -> None:
+        """Without hardware there is no plant: time stands still while it is restarted, for as long as patience goes."""
+        if FIRST not in self._expected or FIRST in self._clients:
+            return
+        try:
+            await self.wait_joined({FIRST}, self._patience_s)
+        except UnavailableError:
+            self._expected.discard(FIRST)
+            log.warning("%s did not come back in %.0f s; going on without it", FIRST, self._patience_s)
 
     async def _step(self, clients: list[_Client]) -> None:
         line = b'{"now_ns": %d}\n' % self.now_ns

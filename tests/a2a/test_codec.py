@@ -90,3 +90,18 @@ def test_every_member_of_the_union_has_a_name():
     from wattmesh_a2a.messages import Message
 
     assert set(typing.get_args(Message)) == set(MESSAGE_TYPES.values())
+
+
+@pytest.mark.parametrize(
+    "field",
+    [b'"raised_ns":1180591620717411303424', b'"raised_ns":1e999', b'"raised_ns":-1e999', b'"id":"\\ud800"'],
+)
+def test_numbers_and_texts_that_no_store_takes_are_refused(field):
+    data = b'{"site_id":"s","asset_id":null,"severity":"info","text":"t","raised_ns":1,"id":"a",%s}' % field
+    with pytest.raises(InvalidMessageError):
+        codec.parse_record(b'{"type":"wattmesh.alarm.v1","data":%s}' % data)
+
+
+def test_characters_beyond_the_first_plane_pass():
+    one = Acknowledged(detail="☀ 🔋")
+    assert codec.parse_record(codec.record_line(one)) == one

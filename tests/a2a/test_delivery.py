@@ -27,7 +27,7 @@ def query(number):
 
 def strategy():
     return Strategy(
-        site_id="home-1", expires_ns=10**19, reserve_soc_percent=5.0, peak_limit_w=None, trade=True, rationale="r"
+        site_id="home-1", expires_ns=9 * 10**18, reserve_soc_percent=5.0, peak_limit_w=None, trade=True, rationale="r"
     )
 
 

@@ -174,3 +174,10 @@ def test_the_shared_types_need_the_standard_library_alone():
         "assert not {'pydantic', 'paho', 'yaml', 'numpy'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_times_at_the_end_of_the_world_are_refused():
+    frame = encode_columns(batch(2, 1))
+    body = zlib.decompress(frame[4:]).replace(b'"first_ns":1000000000000000000', b'"first_ns":9223372036854775807')
+    with pytest.raises(InvalidMessageError):
+        decode(frame[:4] + zlib.compress(body))

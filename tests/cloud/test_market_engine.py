@@ -242,3 +242,18 @@ def test_money_never_appears_and_a_replay_ends_in_the_same_state(make_config, se
     inputs = list(random_inputs(seed))
     list(play(shortened, inputs[: len(inputs) // 2]))
     assert shortened.state_hash() != one.state_hash()
+
+
+def test_changed_rules_hold_from_then_on_and_rewrite_nothing(make_config):
+    engine_config = make_config()
+    engine = MarketEngine(engine_config)
+    name, slot = engine_config.participants[0].id, 1_700_000_100 // 900 * 900 * 10**9
+    engine.settle(slot, name, 1000, substituted=False)
+    before = engine.ledger.balances[name]
+    dear = engine_config.model_copy(
+        update={"tariff": engine_config.tariff.model_copy(update={"default_price": 9.0, "periods": ()})}
+    )
+    engine.configure(dear)
+    assert engine.ledger.balances[name] == before
+    engine.settle(slot + 900 * 10**9, name, 1000, substituted=False)
+    assert engine.ledger.balances[name] == before - 1000 * 90_000

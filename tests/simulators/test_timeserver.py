@@ -90,3 +90,15 @@ async def test_garbage_does_no_harm(server):
         writer.close()
     await server.run(1020 * S)
     assert server.now_ns == 1020 * S
+
+
+async def test_time_stands_still_while_the_hardware_is_restarted():
+    made = TimeServer(start_ns=0, step_ns=10 * S, speed=None, expected={"hardware"}, patience_s=5.0)
+    await made.serve()
+    run = asyncio.create_task(made.run(20 * S))
+    await asyncio.sleep(0)
+    assert made.now_ns == 0
+    async with SteppedClock.connected("hardware", "127.0.0.1", made.port):
+        await asyncio.wait_for(run, 3.0)
+    assert made.now_ns == 20 * S
+    await made.close()

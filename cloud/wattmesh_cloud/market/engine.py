@@ -55,8 +55,6 @@ class MarketEngine:
     """
 
     def __init__(self, config: MarketConfig, mechanism: Mechanism | None = None) -> None:
-        self.config = config
-        self.tariff: Tariff = config.tariff.tariff(config.time_zone)
         self.ledger = Ledger()
         self.slots: dict[int, Slot] = {}
         self.trades: dict[str, Trade] = {}
@@ -64,11 +62,16 @@ class MarketEngine:
         self.halted: str | None = None
         self.now_ns = 0
         self._mechanism = mechanism or UniformPriceCallAuction()
+        self._flexibility: dict[str, int] = {}
+        self.configure(config)
+
+    def configure(self, config: MarketConfig) -> None:
+        """Take rules that hold from now on. They are an input like any other: what was done under others stays done."""
+        self.config = config
+        self.tariff: Tariff = config.tariff.tariff(config.time_zone)
         self._participants: Mapping[str, ParticipantModel] = {one.id: one for one in config.participants}
         self._slot_ns = config.slot_s * NS
         self._band = price_ticks(config.price_band)
-        self._flexibility: dict[str, int] = {}
-        self._next_close = 0
 
     # -- orders
 
@@ -180,6 +183,12 @@ class MarketEngine:
                 )
         return [self.commitment(name, slot_ns) for name in sorted(slot.orders)]
 
+    def void(self, slot_ns: int) -> None:
+        """A slot whose delivery had begun before it could be cleared: nobody could still follow a commitment, so none is made."""
+        slot = self.slots[slot_ns]
+        if slot.clearing is None:
+            slot.clearing = Clearing(price_ticks=None, volume_wh=0, trades=(), welfare_units=0)
+
     def commitment(self, participant: str, slot_ns: int) -> Commitment:
         """A participant's net of a cleared slot."""
         slot = self.slots.get(slot_ns)
@@ -249,17 +258,22 @@ class MarketEngine:
         """A hash of all that matters: equal states, equal hashes."""
         state: dict[str, Any] = {
             "ledger": self.ledger.digest,
-            "trades": sorted(self.trades),
-            "books": {
-                slot.start_ns: sorted(order.client_order_id for order in slot.all_orders())
+            "trades": [repr(self.trades[name]) for name in sorted(self.trades)],
+            "books": {slot.start_ns: sorted(map(repr, slot.all_orders())) for slot in self.slots.values()},
+            "settled": {
+                slot.start_ns: [repr(slot.settlements[name]) for name in sorted(slot.settlements)]
                 for slot in self.slots.values()
+                if slot.settlements
             },
-            "settled": {slot.start_ns: sorted(slot.settlements) for slot in self.slots.values() if slot.settlements},
             "halted": self.halted,
         }
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _cost(order: Order) -> int:
-    """What an order may cost its owner at worst: the price of a purchase, or of buying back at the limit for a sale."""
-    return order.quantity_wh * max(0, order.price_ticks)
+    """What an order may cost its owner at worst: a purchase its price, a sale at a negative price what it pays to be rid of it.
+
+    Energy that is sold and not delivered is bought from the retailer, who bills it; that is no credit of the market's.
+    """
+    price = order.price_ticks if order.side is Side.BUY else -order.price_ticks
+    return order.quantity_wh * max(0, price)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from wattmesh_a2a.errors import ConfigurationError, UnavailableError
+from wattmesh_a2a.errors import ConfigurationError, InvalidMessageError, UnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +127,8 @@ class Journal:
 
 def _framed(entry: dict[str, Any]) -> bytes:
     body = json.dumps(entry, separators=(",", ":"), sort_keys=True, allow_nan=False).encode()
+    if len(body) > _LONGEST:
+        raise InvalidMessageError(f"a journal entry of {len(body)} bytes is over {_LONGEST}")
     return _HEAD.pack(len(body), zlib.crc32(body)) + body
 
 
@@ -140,4 +142,9 @@ def _entry(content: bytes, at: int) -> bytes | None:
 
 def _whole_entry_after(content: bytes, at: int) -> bool:
     """Whether an entry that is whole stands anywhere behind a damaged place: then it is no torn end."""
-    return any(_entry(content, start) is not None for start in range(at + 1, min(len(content), at + _LONGEST)))
+    start = content.find(b'{"', at)  # every entry's JSON begins so: only there is it worth to look
+    while start != -1:
+        if start - _HEAD.size > at and _entry(content, start - _HEAD.size) is not None:
+            return True
+        start = content.find(b'{"', start + 1)
+    return False

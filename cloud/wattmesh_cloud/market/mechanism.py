@@ -109,15 +109,18 @@ def _pro_rata(orders: Sequence[Order], volume: int) -> list[tuple[Order, int]]:
     volume = min(volume, total)
     shares = [(order, *divmod(order.quantity_wh * volume, total)) for order in orders]
     odd = volume - sum(share for _, share, _ in shares)
-    lucky = {
-        order.client_order_id for order, _, _ in sorted(shares, key=lambda row: (-row[2], row[0].client_order_id))[:odd]
-    }
-    filled = [(order, share + (order.client_order_id in lucky)) for order, share, _ in shares]
+    lucky = {_key(order) for order, _, _ in sorted(shares, key=lambda row: (-row[2], _key(row[0])))[:odd]}
+    filled = [(order, share + (_key(order) in lucky)) for order, share, _ in shares]
     return [(order, share) for order, share in filled if share]
 
 
-def _by_id(row: tuple[Order, int]) -> str:
-    return row[0].client_order_id
+def _key(order: Order) -> tuple[str, str]:
+    """What tells orders apart: an id is its owner's own, and two owners may choose the same."""
+    return order.participant_id, order.client_order_id
+
+
+def _by_id(row: tuple[Order, int]) -> tuple[str, str]:
+    return _key(row[0])
 
 
 def _pair(

@@ -73,8 +73,15 @@ class MarketService:
         self._unacknowledged: set[tuple[str, int]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._rules_due_ns = 0
+        rules: dict[str, Any] | None = None
         for entry in self._journal.entries():
             self._replay(entry)
+            rules = entry["config"] if entry["what"] == "rules" else rules
+        # The rules are in the journal, too: a changed file holds from here on and rewrites nothing.
+        own = config.model_dump(mode="json", by_alias=True)
+        if own != rules:
+            self._journal.append_now({"what": "rules", "config": own})
+        self.engine.configure(config)
 
     def register(self) -> None:
         """Begin to take orders when the messenger starts."""
@@ -91,6 +98,10 @@ class MarketService:
     def _replay(self, entry: dict[str, Any]) -> None:
         engine = self.engine
         match entry["what"]:
+            case "rules":
+                engine.configure(MarketConfig.model_validate(entry["config"]))
+            case "void":
+                engine.void(entry["slot"])
             case "orders":
                 batch = message_from_json("wattmesh.market.orders.v1", entry["batch"])
                 assert isinstance(batch, OrderBatch)
@@ -139,7 +150,11 @@ class MarketService:
 
     def on_record(self, site: str, message: Message) -> None:
         """Take metered energy as it becomes durable (:meth:`wattmesh_cloud.ingest.Ingest.on_record`)."""
-        if isinstance(message, IntervalEnergy) and message.site_id == site and message.slot_s == self.config.slot_s:
+        if not isinstance(message, IntervalEnergy) or message.site_id != site or message.slot_s != self.config.slot_s:
+            return
+        slot, now = message.slot_start_ns, self._clock.utc_ns()
+        whole = slot % self._slot_ns == 0 and now - _LOOK_BACK_NS <= slot <= now - self._slot_ns
+        if whole and min(message.import_wh, message.export_wh) >= 0:
             self._intervals.setdefault(message.slot_start_ns, {})[site] = message
 
     def _send_commitment(self, commitment: Commitment) -> None:
@@ -178,6 +193,10 @@ class MarketService:
     async def _step(self) -> None:
         now = self._clock.utc_ns()
         for slot in self.engine.due(now):
+            if now >= slot:
+                await self._commit({"what": "void", "slot": slot}, lambda slot=slot: self.engine.void(slot))  # type: ignore[misc]
+                await asyncio.to_thread(self._store_clearing, slot)
+                continue
             commitments = await self._commit({"what": "clear", "slot": slot}, lambda slot=slot: self.engine.clear(slot))  # type: ignore[misc]
             for commitment in commitments:
                 self._unacknowledged.add((commitment.participant_id, slot))
