@@ -125,7 +125,9 @@ def from_fields(fields: dict[str, Any], *, signed: bool = False) -> Envelope:
 
 def _object(payload: bytes) -> dict[str, Any]:
     try:
-        fields = json.loads(payload, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_bounded)
+        fields = json.loads(
+            payload.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite, parse_int=_bounded
+        )
         if b"\\u" in payload:  # an escape may hide half of a surrogate pair, which is no text and no store takes
             json.dumps(fields, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:

@@ -233,7 +233,8 @@ class Delivery:
         envelope = self._open(inbound.payload, served)
         if envelope is None:
             return
-        if not response_topic.startswith(f"{self._topics.prefix}/reply/{envelope.source.org}/{envelope.source.unit}/"):
+        own = f"{self._topics.prefix}/reply/{envelope.source.org}/{envelope.source.unit}/"
+        if not response_topic.startswith(own) or {"+", "#", "\0"} & set(response_topic) or len(response_topic) > 250:
             self._drop("invalid", "a response topic that is not the requester's")
             return
         key = f"{envelope.source}:{envelope.id}"
@@ -249,8 +250,7 @@ class Delivery:
         try:
             async with self._slots:
                 answer, keep = await self._handle(served, envelope)
-            reply = self._envelope(answer, served, envelope.expires_ns, correlation_id=envelope.id)
-            payload = self._encode(reply, envelope.source)
+            payload = self._reply(served, envelope, answer)
             if keep:
                 self._store.put(key, payload, envelope.expires_ns)
                 if self._counts["stored"] % _FORGET_EVERY == 0:
@@ -259,6 +259,17 @@ class Delivery:
         finally:
             self._handling.discard(key)
         await self._try_publish(response_topic, payload, correlation_data=inbound.correlation_data)
+
+    def _reply(self, served: Address, envelope: Envelope, answer: Message) -> bytes:
+        """The answer's payload; one that is too large becomes a refusal, so that the effect is not asked for again."""
+        reply = self._envelope(answer, served, envelope.expires_ns, correlation_id=envelope.id)
+        try:
+            return self._encode(reply, envelope.source)
+        except InvalidMessageError as error:
+            log.error("the answer to %s of %s cannot be sent: %s", envelope.type, envelope.source, error)
+            refusal = Refused(error="answer_too_large", detail=str(error), retryable=False)
+            reply = self._envelope(refusal, served, envelope.expires_ns, correlation_id=envelope.id)
+            return self._encode(reply, envelope.source)
 
     async def _handle(self, served: Address, envelope: Envelope) -> tuple[Message, bool]:
         handler = self._handlers.get((served, envelope.type))
@@ -276,6 +287,10 @@ class Delivery:
         except WattmeshError as error:
             self._counts["refused"] += 1
             return Refused(error=type(error).__name__, detail=str(error), retryable=error.retryable), False
+        except Exception:
+            self._counts["failed"] += 1
+            log.exception("handling %s of %s failed", envelope.type, envelope.source)
+            return Refused(error="internal", detail="the receiver failed", retryable=False), True
 
     def _on_reply(self, inbound: Inbound) -> None:
         envelope = self._open(inbound.payload, self.address)
@@ -288,6 +303,9 @@ class Delivery:
         future, asked = waiting
         if envelope.source != asked:
             self._drop("invalid", f"an answer of {asked} given by {envelope.source}")
+            return
+        if isinstance(envelope.data, tuple(SIGNED_TYPES)) and not envelope.signed:
+            self._drop("unsigned", f"an answer {envelope.type} of {envelope.source} without a valid signature")
             return
         if not future.done():
             future.set_result(envelope.data)

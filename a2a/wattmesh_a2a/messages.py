@@ -268,6 +268,6 @@ MESSAGE_TYPES: dict[str, type[Message]] = {
 TYPE_NAMES: dict[type[Message], str] = {cls: name for name, cls in MESSAGE_TYPES.items()}
 
 SIGNED_TYPES: frozenset[type[Message]] = frozenset(
-    {OrderBatch, Commitment, Strategy, DemandResponseDispatch, DemandResponseOffer}
+    {OrderBatch, Commitment, CommitmentList, Strategy, DemandResponseDispatch, DemandResponseOffer, TelemetryAck}
 )
-"""What moves power or money: refused without a valid signature."""
+"""What moves power or money, or makes a gateway forget what it measured: refused without a valid signature."""

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable
 
 from wattmesh_a2a.delivery import ACKNOWLEDGED
-from wattmesh_a2a.envelope import Envelope
-from wattmesh_a2a.errors import UnavailableError
+from wattmesh_a2a.envelope import CLOUD_UNIT, Envelope
+from wattmesh_a2a.errors import UnauthorisedError, UnavailableError
 from wattmesh_a2a.messages import Message, TelemetryAck
 from wattmesh_a2a.messenger import Messenger
 
@@ -65,6 +65,8 @@ class Uplink:
     async def _on_ack(self, envelope: Envelope) -> Message:
         ack = envelope.data
         assert isinstance(ack, TelemetryAck)
+        if envelope.source.unit != CLOUD_UNIT:
+            raise UnauthorisedError(f"{envelope.source} may not acknowledge telemetry")
         self._outbox.acknowledge(ack.stream, ack.sequences)
         for sequence in ack.sequences:
             if self._sent.pop((ack.stream, sequence), None) is not None:

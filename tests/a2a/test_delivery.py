@@ -41,8 +41,8 @@ async def test_over_a_bad_network_each_request_takes_effect_once_and_its_sender_
         await asyncio.sleep(0)
         return CommitmentList(commitments=())
 
-    await world.join(CLOUD, prepare=lambda d: d.on_request(CommitmentQuery, handle))
-    site, _ = await world.join(SITE)
+    await world.join(CLOUD, keys=KeyRing({"home-1": KEY}), prepare=lambda d: d.on_request(CommitmentQuery, handle))
+    site, _ = await world.join(SITE, keys=KeyRing({"home-1": KEY}))
     answers = await asyncio.gather(
         *(site.request(CLOUD, query(n), expires_ns=world.clock.utc_ns() + 10**12) for n in range(8))
     )
@@ -212,3 +212,46 @@ def test_addresses_are_checked():
         with pytest.raises(InvalidMessageError):
             Address.parse(wrong)
     assert Commitment.__slots__  # the types stay slotted
+
+
+async def test_a_mistake_in_a_handler_is_answered_once_and_its_effect_not_repeated(ends):
+    world, effects = ends(repeat=0.5, seed=4), []
+
+    async def handle(envelope):
+        effects.append(envelope.data.from_ns)
+        raise ZeroDivisionError
+
+    await world.join(CLOUD, prepare=lambda d: d.on_request(CommitmentQuery, handle))
+    site, _ = await world.join(SITE)
+    answer = await site.request(CLOUD, query(1), expires_ns=world.clock.utc_ns() + 10**12)
+    assert isinstance(answer, Refused)
+    assert answer.error == "internal"
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert effects == [1]
+
+
+async def test_an_unsigned_answer_that_binds_is_not_taken(ends, ring):
+    world = ends()
+
+    async def handle(_):
+        return CommitmentList(commitments=())
+
+    await world.join(CLOUD, prepare=lambda d: d.on_request(CommitmentQuery, handle))
+    site, _ = await world.join(SITE, keys=ring(home_1=KEY))
+    with pytest.raises(UnavailableError):
+        await site.request(CLOUD, query(1), expires_ns=world.clock.utc_ns() + 10**12, timeout_s=0.05)
+    assert site.counters()["unsigned"] > 0
+
+
+@pytest.mark.parametrize("payload", [b'{"a":"\xed\xa0\x80"}', '{"specversion":"1.0"}'.encode("utf-16")])
+async def test_bytes_that_are_no_utf8_are_counted_and_nothing_else(ends, payload, caplog):
+    world = ends()
+    cloud, _ = await world.join(CLOUD)
+    _, loud = await world.join(SITE)
+    for topic in ("a2a/v1/reply/o/home-1/#", "a2a/v1/reply/o/home-1/gateway/s"):
+        await loud.publish(f"a2a/v1/request/{CLOUD}", payload, response_topic=topic)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert cloud.counters()["invalid"] == 2
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

@@ -51,8 +51,14 @@ cdef extern from "<poll.h>" nogil:
 cdef extern from * nogil:
     """
     #define ORDER __ATOMIC_SEQ_CST
-    static inline void put64(int64_t *p, int64_t v) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }
-    static inline int64_t get64(int64_t *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
+    /* Full fences on both sides: what a seqlock or ring guards may not be moved over its counter, on ARM neither. */
+    static inline void put64(int64_t *p, int64_t v) {
+        __atomic_thread_fence(__ATOMIC_SEQ_CST); __atomic_store_n(p, v, __ATOMIC_SEQ_CST); __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    }
+    static inline int64_t get64(int64_t *p) {
+        __atomic_thread_fence(__ATOMIC_SEQ_CST); int64_t v = __atomic_load_n(p, __ATOMIC_SEQ_CST);
+        __atomic_thread_fence(__ATOMIC_SEQ_CST); return v;
+    }
     static inline void put32(int *p, int v) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }
     static inline int get32(int *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
     """
@@ -78,6 +84,9 @@ cdef enum:  # why a measurement is (in)valid; names in __init__.py
 cdef enum:
     UNDER = 0
     OVER = 1
+
+cdef double[4] LOWEST = [0, -32768, 0, -2147483648.0]
+cdef double[4] HIGHEST = [65535, 32767, 4294967295.0, 2147483647.0]
 
 cdef struct Endpoint:
     char host[64]
@@ -244,7 +253,7 @@ cdef int step(State *s, int64_t t, double f, int answered, double *wanted) noexc
         s.crossing = 0
         if s.active:
             finish_event(s, t)
-        if s.responding:
+        if s.responding and limits.time_ns:
             # Never droop on what cannot be believed: go back to what the arbiter wants.
             wanted[0] = limits.baseline_w
             return 2
@@ -449,7 +458,13 @@ cdef int write_value(Link *link, Endpoint *end, double value, int64_t deadline) 
         narrow = <float>scaled
         memcpy(&raw, &narrow, 4)
     else:
-        raw = <uint32_t><int64_t>(scaled + 0.5 if scaled >= 0 else scaled - 0.5)
+        # At the register's end, never around it: a wrapped setpoint would turn discharge into charge.
+        scaled = scaled + 0.5 if scaled >= 0 else scaled - 0.5
+        if scaled > HIGHEST[end.kind]:
+            scaled = HIGHEST[end.kind]
+        if scaled < LOWEST[end.kind]:
+            scaled = LOWEST[end.kind]
+        raw = <uint32_t><int64_t>scaled
     if words == 1:
         content[0] = <uint8_t>(raw >> 8)
         content[1] = <uint8_t>raw
@@ -500,6 +515,8 @@ cdef class Kernel:
         memset(&self.writer, 0, sizeof(Link))
         self.reader.fd = -1
         self.writer.fd = -1
+        if target is not None and target["function"] == 6 and target["type"] not in ("u16", "s16"):
+            raise ValueError("function 6 writes one register; a setpoint of 32 bits needs function 16")
         set_endpoint(&self.s.source, source)
         self.s.responds = target is not None
         if target is not None:
@@ -573,12 +590,19 @@ cdef class Kernel:
         cdef int was_active = self.s.active
         cdef int what = step(&self.s, t, value, answered, &wanted)
         cdef Sample *sample = &self.samples[self.s.samples_head % RING]
-        if what and write_value(&self.writer, &self.s.target, wanted, now_ns() + ANSWER_NS):
+        cdef int done = 0
+        if what:
+            if what == 1 and self.s.event.write_ns == 0 and self.s.event.sample_ns == self.s.event.start_ns:
+                self.s.event.sample_ns = sampled  # of the first attempt: a late answer is reported as late
+            done = write_value(&self.writer, &self.s.target, wanted, now_ns() + ANSWER_NS)
+            if not done:  # a device may have ended an idle connection: once more at once, on a new one
+                self.writer.retry_ns = 0
+                done = write_value(&self.writer, &self.s.target, wanted, now_ns() + ANSWER_NS)
+        if done:
             self.s.written_w = wanted
             put32(&self.s.responding, 1 if what == 1 else 0)
             if what == 1:
                 if self.s.event.write_ns == 0:
-                    self.s.event.sample_ns = sampled
                     self.s.event.write_ns = now_ns()
                 if fabs(wanted - self.s.limits.baseline_w) > fabs(self.s.event.response_w):
                     self.s.event.response_w = wanted - self.s.limits.baseline_w
