@@ -9,10 +9,13 @@ from wattmesh_a2a.codec import record_line
 from wattmesh_a2a.delivery import ACKNOWLEDGED, Delivery
 from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, INGEST_AGENT, Address
 from wattmesh_a2a.messages import IntervalEnergy, TelemetryAck
+from wattmesh_a2a.signing import KeyRing
 from wattmesh_a2a.telemetry import ColumnBatch, RecordBatch, encode_columns, encode_records
 from wattmesh_a2a.transports.memory import MemoryBroker, MemoryTransport
 from wattmesh_cloud.ingest import Ingest
 from wattmesh_cloud.store.base import Table
+
+KEY = b"k" * 32
 
 
 class Site:
@@ -21,7 +24,7 @@ class Site:
     def __init__(self, broker, clock, name="home-1"):
         self.name = name
         self.transport = MemoryTransport(broker)
-        self.delivery = Delivery(self.transport, Address("demo", name, GATEWAY_AGENT), clock)
+        self.delivery = Delivery(self.transport, Address("demo", name, GATEWAY_AGENT), clock, keys=KeyRing({name: KEY}))
         self.acknowledged: list[tuple[str, int]] = []
         self.at_acknowledgement = lambda: None
 
@@ -38,7 +41,8 @@ class Site:
 async def fleet(store, clock):
     """Ingest at work, and a function that makes connected sites."""
     broker = MemoryBroker()
-    cloud = Delivery(MemoryTransport(broker), Address("demo", CLOUD_UNIT, INGEST_AGENT), clock)
+    keys = KeyRing({f"home-{number}": KEY for number in range(1, 10)})
+    cloud = Delivery(MemoryTransport(broker), Address("demo", CLOUD_UNIT, INGEST_AGENT), clock, keys=keys)
     ingest = Ingest(store, cloud, clock, "demo")
     ingest.register()
     await cloud.start()
