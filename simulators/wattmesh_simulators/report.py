@@ -236,7 +236,7 @@ def _checks(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     cost, market, records = report["fleet"]["cost"], report["market"], report["records"]
     retail = cost["wattmesh_at_retail_alone"]
     settled = min(site["slots_settled"] for site in report["sites"].values())
-    slots = round(report["days"] * 96)
+    slots = int(report["days"] * 96 + 1e-3)  # whole slots only
     checks = [
         ("records lost", records["lost"], "0", records["lost"] == 0),
         ("records measured", records["measured"], "more than 0", records["measured"] > 0),
