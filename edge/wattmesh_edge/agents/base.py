@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -121,7 +122,7 @@ def _until_unknown(expected: Iterable[tuple[float, str] | None]) -> Iterable[tup
         yield one
 
 
-class SiteAgent:
+class SiteAgent(ABC):
     """A producer or consumer agent: it proposes, and has no other power.
 
     Args:
@@ -208,9 +209,9 @@ class SiteAgent:
         known = [wish for wish in wishes if wish is not None]
         return min(known) if known else None
 
+    @abstractmethod
     def orders(self, slot_ns: int, grid_wh: float) -> list[Order]:
         """Orders for a coming slot in which the site expects to exchange ``grid_wh`` with the grid."""
-        raise NotImplementedError
 
     def _order(self, slot_ns: int, **terms: object) -> Order:
         assert self.outlook.rules is not None
