@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from datetime import time
 from pathlib import Path
@@ -80,10 +81,26 @@ def load_yaml_model(path: Path, model: type[ModelT]) -> ModelT:
         return model.model_validate(data)
     except ValidationError as error:
         lines = [
-            f"{path}:{_line_of(node, detail['loc'])}: {_name(detail['loc'])}: {_explain(detail, model)}"
+            f"{path}:{_line_told(text, node, detail)}: {_name(detail['loc'])}: {_explain(detail, model)}"
             for detail in error.errors()
         ]
         raise ConfigurationError("\n".join(lines)) from error
+
+
+def place(path: Path, *location: int | str) -> str:
+    """``file:line: field`` of a place in a file that could be read, for checks that look beyond the file."""
+    node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    return f"{path}:{_line_of(node, location)}: {_name(location)}"
+
+
+def _line_told(text: str, node: yaml.Node | None, detail: Any) -> int:
+    """Line of a mistake; one of the file as a whole is at the first line that has what its text quotes."""
+    if not detail["loc"]:
+        for word in re.findall(r"'([^']+)'", str(detail["msg"])):
+            for number, line in enumerate(text.splitlines(), start=1):
+                if re.search(rf"(?<![A-Za-z0-9_.-]){re.escape(word)}(?![A-Za-z0-9_.-])", line):
+                    return number
+    return _line_of(node, detail["loc"])
 
 
 def _refuse_double_keys(path: Path, node: yaml.Node | None) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
-from wattmesh_a2a.config_file import StrictModel, TariffModel, load_yaml_model
+from wattmesh_a2a.config_file import StrictModel, TariffModel, load_yaml_model, place
 from wattmesh_a2a.devices import AssetKind
 from wattmesh_a2a.errors import ConfigurationError
 from wattmesh_a2a.tariff import Tariff
@@ -149,9 +149,9 @@ def load_site(path: Path) -> Site:
         try:
             templates[device.id] = load_template(device.template)
         except ConfigurationError as error:
-            raise ConfigurationError(f"{path}: devices[{index}].template: {error}") from error
+            raise ConfigurationError(f"{place(path, 'devices', index, 'template')}: {error}") from error
         template = templates[device.id]
-        where = f"{path}: devices[{index}]"
+        where = place(path, "devices", index)
         if template.protocol == "opcua" and device.connection.url is None:
             raise ConfigurationError(f"{where}.connection: {template.id} needs url (opc.tcp://host:port)")
         if template.protocol != "opcua" and device.connection.host is None:
@@ -164,9 +164,15 @@ def load_site(path: Path) -> Site:
             raise ConfigurationError(f"{where}.role: grid is for a meter, and {template.id} is a {template.kind}")
     if model.frequency is not None:
         _check_frequency(path, model.frequency, templates)
-    parse_broker_url(model.messaging.broker)
+    try:
+        parse_broker_url(model.messaging.broker)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{place(path, 'messaging', 'broker')}: {error}") from error
     tariff = model.tariff.tariff(model.time_zone)
-    tariff.zone()
+    try:
+        tariff.zone()
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{place(path, 'time_zone')}: {error}") from error
     base = path.parent
     messaging = model.messaging
     files = {
@@ -187,16 +193,19 @@ def _check_frequency(path: Path, model: FrequencyModel, templates: dict[str, Tem
     points = {point.id for point in source.points}
     if model.source.point not in points:
         raise ConfigurationError(
-            f"{path}: frequency.source.point: {source.id} has no {model.source.point!r}; it has {', '.join(sorted(points))}"
+            f"{place(path, 'frequency', 'source', 'point')}: {source.id} has no {model.source.point!r}; "
+            f"it has {', '.join(sorted(points))}"
         )
     if source.protocol == "opcua":
-        raise ConfigurationError(f"{path}: frequency.source.device: {source.id} has no registers to listen to")
+        raise ConfigurationError(
+            f"{place(path, 'frequency', 'source', 'device')}: {source.id} has no registers to listen to"
+        )
     if model.response is None:
         return
     target = templates[model.response.device]
     control = target.controls.get("active_power_w")
     if target.kind is not AssetKind.BATTERY or control is None or control.reflex is None:
         raise ConfigurationError(
-            f"{path}: frequency.response.device: {target.id} has no register that the reflex may write; "
+            f"{place(path, 'frequency', 'response', 'device')}: {target.id} has no register that the reflex may write; "
             f"leave response out to watch only"
         )

@@ -55,6 +55,9 @@ def test_a_mistake_is_named(tmp_path, example, old, new, told):
     with pytest.raises(ConfigurationError) as caught:
         load(tmp_path, example.replace(old, new, 1))
     assert told in str(caught.value)
+    number = int(str(caught.value).removeprefix(f"{tmp_path / 'site.yaml'}:").partition(":")[0])
+    if new and "exactly one" not in told:  # the line that was changed, or the device that it belongs to
+        assert new.partition(":")[0].split(",")[0].strip() in example.replace(old, new, 1).splitlines()[number - 1]
 
 
 def test_check_says_fine_and_starts_nothing(tmp_path, example, capsys):
