@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
-from wattmesh_a2a.config_file import StrictModel, load_yaml_model
+from wattmesh_a2a.config_file import StrictModel, load_yaml_model, place
 from wattmesh_a2a.errors import ConfigurationError
 from wattmesh_a2a.transports.mqtt import is_loopback, parse_broker_url
 
@@ -54,17 +54,23 @@ class CloudConfig:
 def load_cloud(path: Path) -> CloudConfig:
     """The configuration in a file; raises :class:`ConfigurationError`. Nothing is started by it."""
     model = load_yaml_model(path, CloudModel)
-    parse_broker_url(model.broker)
+    try:
+        parse_broker_url(model.broker)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{place(path, 'broker')}: {error}") from error
     if not is_loopback(model.http.host):
         raise ConfigurationError(
-            f"{path}: http.host: {model.http.host} can be reached by others, and there is no login yet; use 127.0.0.1 "
+            f"{place(path, 'http', 'host')}: {model.http.host} can be reached by others, and there is no login yet; use 127.0.0.1 "
             "and a reverse proxy that asks who comes"
         )
-    model.market.tariff.tariff(model.market.time_zone).zone()
+    try:
+        model.market.tariff.tariff(model.market.time_zone).zone()
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{place(path, 'market', 'time_zone')}: {error}") from error
     base = path.parent
     history = (base / model.history).resolve() if model.history is not None else None
     if history is not None and not history.is_dir():
-        raise ConfigurationError(f"{path}: history: {history} is no folder")
+        raise ConfigurationError(f"{place(path, 'history')}: {history} is no folder")
     files = {name: base / path for name in ("ca", "certificate", "key") if (path := getattr(model, name)) is not None}
     model = model.model_copy(update=files)
     return CloudConfig(
