@@ -13,6 +13,8 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 KERNELS = {
+    "wattmesh_edge.reflex.estimators": "edge/wattmesh_edge/reflex/estimators.pyx",
+    "wattmesh_edge.reflex.decide": "edge/wattmesh_edge/reflex/decide.pyx",
     "wattmesh_edge.reflex.kernel": "edge/wattmesh_edge/reflex/kernel.pyx",
     "wattmesh_drivers.decode": "drivers/wattmesh_drivers/decode.pyx",
 }
@@ -42,6 +44,7 @@ setup(
         ],
         language_level=3,
         compiler_directives={"boundscheck": False, "wraparound": False, "cdivision": True, "initializedcheck": False},
+        include_path=["edge", "drivers"],
         build_dir="build",
     ),
 )

@@ -16,6 +16,12 @@ class FrequencyEventKind(StrEnum):
     OVER_VOLTAGE = "over_voltage"
     INVALID = "invalid"
     """The measurement cannot be believed; power was held, then moved to the safe setpoint."""
+    PHASE_STEP = "phase_step"
+    """The phase jumped: a switching, a vector shift. Nothing was concluded of the frequency meanwhile."""
+    ISLANDING = "islanding"
+    """A phase step and an excursion soon after: this part of the grid may have lost the rest."""
+    TRIP = "trip"
+    """Beyond a trip threshold for its clearing time: power was brought to zero until service may be entered again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,12 +35,19 @@ class FrequencyEvent:
     """UTC of the detection."""
     end_ns: int | None
     """UTC at which the quantity was back inside its exit threshold; none while under way."""
-    extreme_frequency_hz: float
-    extreme_rocof_hz_per_s: float
+    extreme_frequency_hz: float | None
+    """Farthest from nominal; none where there was no valid frequency."""
+    extreme_rocof_hz_per_s: float | None
+    """Largest over 500 ms; none where it was not known."""
     response_w: float
     """Largest change of power that was written; 0 where the site only watches."""
     detection_to_write_ns: int | None
-    """Real time from the sample that confirmed the event to the end of the register write; none where none was written."""
+    """Real time from the receipt of the sample that was answered to the setpoint's bytes on the socket; none without a write."""
+    extreme_voltage_pu: float | None = None
+    """Farthest from nominal; none where the source measures no voltage."""
+    phase_step_deg: float | None = None
+    cause: str | None = None
+    """Of an invalid measurement."""
 
 
 class DemandResponseState(StrEnum):

@@ -15,6 +15,8 @@ from wattmesh_a2a.transports.mqtt import parse_broker_url
 from wattmesh_drivers.factory import ConnectionModel
 from wattmesh_drivers.template import Template, load_template
 
+from wattmesh_edge.reflex.profile import ResponseProfile, check_profile, load_profile
+
 _NAME = r"^[A-Za-z0-9_.-]{1,64}$"
 
 
@@ -52,11 +54,36 @@ class ControlModel(StrictModel):
 
 
 class FrequencySourceModel(StrictModel):
-    """Where the reflex listens."""
+    """Where the reflex listens: a device of this file, or one of ``file``, ``adc``, ``udp``, ``pmu``."""
 
-    device: str
+    device: str | None = Field(
+        default=None, description="a device of this file: its register is polled, its OPC UA item read"
+    )
     point: str = "frequency_hz"
+    voltage: str | None = Field(default="voltage_l1_v", description="point that tells a dead meter; null: none")
     poll_ms: int = Field(default=20, ge=5, le=1000)
+    file: Path | None = Field(default=None, description="WAV or CSV with samples of the voltage, played once")
+    adc: Path | None = Field(default=None, description="device file of an ADC, like /dev/iio:device0")
+    udp: str | None = Field(default=None, description="HOST:PORT to listen on for WMS1 datagrams, loopback only")
+    pmu: str | None = Field(default=None, description="HOST:PORT of an IEEE C37.118.2 unit")
+    id_code: int = Field(default=1, ge=1, le=65534, description="of the PMU")
+    rate_hz: float | None = Field(default=None, gt=0, le=60_000, description="samples a second")
+    phases: Literal[1, 3] = 3
+    columns: tuple[str, ...] = Field(default=(), description="of a CSV, one a phase")
+    bits: Literal[16, 32] = Field(default=16, description="of an ADC's sample")
+    shift: int = Field(default=0, ge=0, le=31)
+    scale: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="volts at the grid of one count")
+    offset: float = Field(default=0.0, allow_inf_nan=False, description="counts")
+    rail_v: float = Field(default=0.0, ge=0, description="largest voltage the source can give; 0: not known")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> FrequencySourceModel:
+        given = [name for name in ("device", "file", "adc", "udp", "pmu") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one of device, file, adc, udp and pmu (found {', '.join(given) or 'none'})")
+        if given[0] in {"adc", "udp"} and self.rate_hz is None:
+            raise ValueError(f"{given[0]} needs rate_hz")
+        return self
 
 
 class FrequencyResponseModel(StrictModel):
@@ -64,12 +91,20 @@ class FrequencyResponseModel(StrictModel):
 
     device: str
     profile: str
+    power_w: float | None = Field(default=None, gt=0, description="contracted power; default: the battery's rating")
 
 
 class FrequencyModel(StrictModel):
     """The reflex."""
 
     nominal_hz: Literal[50, 60] = 60
+    nominal_v: float | None = Field(
+        default=None, gt=0, description="phase to neutral; without it no voltage event is told"
+    )
+    band_hz: float = Field(default=0.2, gt=0, le=5)
+    voltage_band_percent: float = Field(default=5.0, gt=0, le=50)
+    rocof_hz_per_s: float = Field(default=1.0, gt=0, le=50)
+    realtime: bool = Field(default=True, description="ask for SCHED_FIFO and locked memory")
     source: FrequencySourceModel
     response: FrequencyResponseModel | None = None
 
@@ -113,11 +148,11 @@ class SiteModel(StrictModel):
         if sum(device.role == "grid" for device in self.devices) != 1:
             raise ValueError("devices: exactly one meter needs role: grid")
         if self.frequency is not None:
-            for field, name in (("source", self.frequency.source.device),) + (
-                (("response", self.frequency.response.device),) if self.frequency.response else ()
-            ):
-                if name not in names:
-                    raise ValueError(f"frequency.{field}.device: {name!r} is none of the devices {', '.join(names)}")
+            response = self.frequency.response
+            listed = {"source": self.frequency.source.device, "response": response.device if response else None}
+            for field, one in listed.items():
+                if one is not None and one not in names:
+                    raise ValueError(f"frequency.{field}.device: {one!r} is none of the devices {', '.join(names)}")
         return self
 
 
@@ -130,6 +165,8 @@ class Site:
     tariff: Tariff
     state: Path
     signing_key: Path
+    profile: ResponseProfile | None = None
+    """How the reflex responds, where it does."""
 
     @property
     def grid_meter(self) -> str:
@@ -162,8 +199,7 @@ def load_site(path: Path) -> Site:
             raise ConfigurationError(f"{where}: an inverter needs rated_power_w, so that the export limit can be kept")
         if device.role == "grid" and template.kind is not AssetKind.METER:
             raise ConfigurationError(f"{where}.role: grid is for a meter, and {template.id} is a {template.kind}")
-    if model.frequency is not None:
-        _check_frequency(path, model.frequency, templates)
+    profile = None if model.frequency is None else _check_frequency(path, model, templates)
     try:
         parse_broker_url(model.messaging.broker)
     except ConfigurationError as error:
@@ -175,6 +211,12 @@ def load_site(path: Path) -> Site:
         raise ConfigurationError(f"{place(path, 'time_zone')}: {error}") from error
     base = path.parent
     messaging = model.messaging
+    if model.frequency is not None:
+        source = model.frequency.source
+        paths = {name: base / file for name in ("file", "adc") if (file := getattr(source, name)) is not None}
+        model = model.model_copy(
+            update={"frequency": model.frequency.model_copy(update={"source": source.model_copy(update=paths)})}
+        )
     files = {
         name: base / file for name in ("ca", "certificate", "key") if (file := getattr(messaging, name)) is not None
     }
@@ -185,27 +227,44 @@ def load_site(path: Path) -> Site:
         tariff=tariff,
         state=(base / model.state).resolve(),
         signing_key=(base / model.messaging.signing_key).resolve(),
+        profile=profile,
     )
 
 
-def _check_frequency(path: Path, model: FrequencyModel, templates: dict[str, Template]) -> None:
-    source = templates[model.source.device]
-    points = {point.id for point in source.points}
-    if model.source.point not in points:
-        raise ConfigurationError(
-            f"{place(path, 'frequency', 'source', 'point')}: {source.id} has no {model.source.point!r}; "
-            f"it has {', '.join(sorted(points))}"
-        )
-    if source.protocol == "opcua":
-        raise ConfigurationError(
-            f"{place(path, 'frequency', 'source', 'device')}: {source.id} has no registers to listen to"
-        )
+def _check_frequency(path: Path, site: SiteModel, templates: dict[str, Template]) -> ResponseProfile | None:
+    """What the reflex needs is there, and its response stays within what the battery and the connection carry."""
+    model = site.frequency
+    assert model is not None
+    if model.source.device is not None:
+        source = templates[model.source.device]
+        points = {point.id for point in source.points}
+        if model.source.point not in points:
+            raise ConfigurationError(
+                f"{place(path, 'frequency', 'source', 'point')}: {source.id} has no {model.source.point!r}; "
+                f"it has {', '.join(sorted(points))}"
+            )
     if model.response is None:
-        return
+        return None
+    where = place(path, "frequency", "response", "device")
     target = templates[model.response.device]
     control = target.controls.get("active_power_w")
     if target.kind is not AssetKind.BATTERY or control is None or control.reflex is None:
         raise ConfigurationError(
-            f"{place(path, 'frequency', 'response', 'device')}: {target.id} has no register that the reflex may write; "
-            f"leave response out to watch only"
+            f"{where}: {target.id} has no register that the reflex may write; leave response out to watch only"
         )
+    device = next(one for one in site.devices if one.id == model.response.device)
+    try:
+        profile = load_profile(model.response.profile)
+        check_profile(
+            profile,
+            nominal_hz=model.nominal_hz,
+            power_w=model.response.power_w or device.rated_power_w or 0.0,
+            rated_power_w=device.rated_power_w or 0.0,
+            rated_energy_wh=device.rated_energy_wh or 0.0,
+            import_limit_w=site.connection.import_limit_w,
+            export_limit_w=site.connection.export_limit_w,
+            reserve_soc_percent=site.control.reserve_soc_percent,
+        )
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{place(path, 'frequency', 'response', 'profile')}: {error}") from error
+    return profile

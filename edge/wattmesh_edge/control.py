@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 CONTROL = "active_power_w"
 CURTAIL = "production_limit_percent"
+RESPONSE = "frequency-response"
 _DEAD_BAND_W = 10.0
 """A setpoint that would move less is left as it is."""
 
@@ -41,8 +42,14 @@ class FastResponse(Protocol):
         """Power it holds the battery at now, or none when it is quiet."""
         ...
 
-    def publish(self, baseline_w: float, min_w: float, max_w: float) -> None:
-        """The setpoint to respond around, and the limits to respond in."""
+    def publish(
+        self, baseline_w: float, min_w: float, max_w: float, *, safe_w: float, out_wh: float, in_wh: float
+    ) -> None:
+        """The setpoint to respond around, the limits to respond in, where to go without knowledge, and the energy there is."""
+        ...
+
+    def written_by_others(self) -> None:
+        """Another value than the one it holds was written."""
         ...
 
 
@@ -63,6 +70,8 @@ class ControlCycle:
         record: Called at the end of each cycle.
         traded_wh: Grid energy of the running slot so far.
         reflex: Frequency response by battery.
+        response_limits: Limits of the response by battery, where they are wider than those of everybody else: the energy that
+            is kept for it is its own to use.
         real_ns: Real time, for the figures alone.
     """
 
@@ -79,6 +88,7 @@ class ControlCycle:
         record: Record,
         traded_wh: Callable[[], float],
         reflex: Mapping[str, FastResponse] | None = None,
+        response_limits: Mapping[str, BatteryLimits] | None = None,
         real_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._drivers = drivers
@@ -92,6 +102,8 @@ class ControlCycle:
         self._record = record
         self._traded_wh = traded_wh
         self._reflex = {} if reflex is None else reflex  # filled later by its owner: the very same mapping
+        self._response_limits = response_limits or {}
+        self._baseline: dict[str, float] = {}
         self._held: dict[str, float] = {}
         self._responding: set[str] = set()
         self._curtailed = False
@@ -123,6 +135,9 @@ class ControlCycle:
         image = self.image = self._maker.make(self._clock.utc_ns(), self._clock.monotonic_ns())
         proposals = self._ask(image)
         decisions = arbitrate(image, proposals, self._batteries, self._site)
+        self._baseline = {one.asset_id: one.target_w for one in decisions if one.target_w is not None}
+        if responses := self._responses(image):
+            decisions = arbitrate(image, [*proposals, *responses], self._batteries, self._site)
         outcomes = await asyncio.gather(*(self._apply(decision, image) for decision in decisions))
         await self._curtail(image)
         names = {decision.asset_id: outcome for decision, outcome in zip(decisions, outcomes, strict=True)}
@@ -153,29 +168,63 @@ class ControlCycle:
                 if agent.name not in self._failing:
                     self._failing.add(agent.name)
                     log.exception("agent %s failed; the site goes on without it", agent.name)
-        for battery, reflex in self._reflex.items():
-            power = reflex.responding()
-            if power is not None:
-                proposals.append(
-                    Proposal(
-                        asset_id=battery,
-                        priority=Priority.FREQUENCY_RESPONSE,
-                        source="frequency-response",
-                        expires_ns=image.monotonic_ns + self._period_ns,
-                        target_w=power,
-                    )
-                )
         self.counts["proposals_expired"] += sum(one.expires_ns <= image.monotonic_ns for one in proposals)
         return proposals
+
+    def _responses(self, image: SiteImage) -> list[Proposal]:
+        """What the reflexes hold now, as proposals of their rank."""
+        return [
+            Proposal(
+                asset_id=battery,
+                priority=Priority.FREQUENCY_RESPONSE,
+                source=RESPONSE,
+                expires_ns=image.monotonic_ns + self._period_ns,
+                target_w=power,
+            )
+            for battery, reflex in self._reflex.items()
+            if (power := reflex.responding()) is not None
+        ]
+
+    def _publish(self, battery: str, baseline_w: float, image: SiteImage) -> None:
+        """What the reflex of a battery may do from now on."""
+        reflex = self._reflex.get(battery)
+        if reflex is None:
+            return
+        limits = self._response_limits.get(battery, self._batteries[battery])
+        low, high = device_range(image, battery, limits, self._site)
+        state = image.batteries.get(battery)
+        soc = state.soc_percent if state is not None else None
+        per_percent = limits.rated_energy_wh / 100
+        reflex.publish(
+            baseline_w,
+            min(low, baseline_w),
+            max(high, baseline_w),
+            safe_w=limits.safe_power_w,
+            out_wh=0.0 if soc is None else max(0.0, soc - limits.min_soc_percent) * per_percent,
+            in_wh=0.0 if soc is None else max(0.0, limits.max_soc_percent - soc) * per_percent,
+        )
+
+    async def _hold(self, battery: str, image: SiteImage) -> str:
+        """The reflex holds the battery: tell it the new baseline, and write what it holds, so that the watchdog is fed."""
+        self._responding.add(battery)
+        reflex, driver = self._reflex[battery], self._drivers[battery]
+        if (baseline := self._baseline.get(battery)) is not None:
+            self._publish(battery, baseline, image)
+        power = reflex.responding()
+        if power is None:  # it has just gone quiet, and has written the baseline itself
+            return "Applied"
+        outcome = await driver.control(CONTROL, power)
+        if reflex.responding() != power:
+            reflex.written_by_others()
+        return type(outcome).__name__
 
     async def _apply(self, decision: Decision, image: SiteImage) -> str:
         """Write one decision, unless the reflex holds the battery; what came of it."""
         battery, target = decision.asset_id, decision.target_w
         if target is None:
             return "none"
-        if decision.decided_by == "frequency-response":
-            self._responding.add(battery)
-            return "Applied"
+        if decision.decided_by == RESPONSE:
+            return await self._hold(battery, image)
         driver = self._drivers[battery]
         if battery in self._responding:  # the reflex wrote in between: what the device holds is not what we wrote
             self._responding.discard(battery)
@@ -191,9 +240,9 @@ class ControlCycle:
         match outcome:
             case Applied(value=value) | Clamped(value=value):
                 self._held[battery] = value
-                if (reflex := self._reflex.get(battery)) is not None:
-                    low, high = device_range(image, battery, self._batteries[battery], self._site)
-                    reflex.publish(value, min(low, value), max(high, value))
+                self._publish(battery, value, image)
+                if battery in self._reflex and self._reflex[battery].responding() is not None:
+                    self._reflex[battery].written_by_others()  # it began while we wrote
             case Rejected(reason=reason) | Failed(reason=reason):
                 self._held.pop(battery, None)
                 if battery not in self._failing:

@@ -16,7 +16,7 @@ from wattmesh_a2a.codec import record_line
 from wattmesh_a2a.control import Decision
 from wattmesh_a2a.dedupe import SqliteDedupe
 from wattmesh_a2a.delivery import ACKNOWLEDGED, Delivery
-from wattmesh_a2a.devices import AssetKind
+from wattmesh_a2a.devices import AssetKind, Quality
 from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, MARKET_AGENT, Address, Envelope
 from wattmesh_a2a.errors import ConfigurationError, ExpiredError, UnavailableError, WattmeshError
 from wattmesh_a2a.forecast import Forecast
@@ -48,11 +48,12 @@ from wattmesh_edge.agents.consumer import ConsumerAgent
 from wattmesh_edge.agents.planner import Storage
 from wattmesh_edge.agents.producer import ProducerAgent
 from wattmesh_edge.arbiter import BatteryLimits, SiteLimits
-from wattmesh_edge.config import Site
+from wattmesh_edge.config import FrequencyModel, FrequencyResponseModel, FrequencySourceModel, Site
 from wattmesh_edge.control import ControlCycle
 from wattmesh_edge.image import ImageMaker, SiteImage
 from wattmesh_edge.metering import Metering
 from wattmesh_edge.outbox import Outbox
+from wattmesh_edge.reflex import sources
 from wattmesh_edge.trace import KEEP_NS, DecisionTrace
 from wattmesh_edge.uplink import Uplink
 
@@ -103,7 +104,8 @@ class Gateway:
         self._maker = ImageMaker(self.drivers, site.grid_meter, model.control.period_s)
         self.metering = Metering(self.site_id, self.drivers, site.grid_meter, self._maker, self._db)
         self._trace = DecisionTrace(self._db)
-        self._batteries = self._battery_limits()
+        self._response_limits = self._battery_limits(with_response=False)
+        self._batteries = self._battery_limits(with_response=True)
         self.outlook = self._make_outlook()
         self.agents = [
             _AGENTS[name](
@@ -118,6 +120,7 @@ class Gateway:
         self._reflex: fast.Reflex | None = None
         self._reflexes: dict[str, fast.Reflex] = {}
         self._response_missing = False
+        self._source_away = False
         self.control = ControlCycle(
             self.drivers,
             self._maker,
@@ -129,6 +132,7 @@ class Gateway:
             record=self._record,
             traded_wh=lambda: self.metering.grid_wh,
             reflex=self._reflexes,
+            response_limits=self._response_limits,
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._ordered: set[int] = set()
@@ -178,22 +182,34 @@ class Gateway:
         messenger.on_event(MarketRules, self._on_rules, source=f"{model.org}/{CLOUD_UNIT}/{MARKET_AGENT}")
         return messenger
 
-    def _battery_limits(self) -> dict[str, BatteryLimits]:
+    def _battery_limits(self, *, with_response: bool) -> dict[str, BatteryLimits]:
+        """Limits of each battery; ``with_response``: less the energy that is kept for the frequency response."""
         limits = {}
         for device in self.site.model.devices:
             template = self.site.templates[device.id]
             if template.kind is AssetKind.BATTERY:
+                energy = device.rated_energy_wh or 1.0
+                out_wh, in_wh = self._kept_for_response(device.id) if with_response else (0.0, 0.0)
                 limits[device.id] = BatteryLimits(
                     rated_power_w=device.rated_power_w or 0.0,
                     rated_energy_wh=device.rated_energy_wh or 0.0,
-                    min_soc_percent=self.site.model.control.reserve_soc_percent,
+                    min_soc_percent=self.site.model.control.reserve_soc_percent + 100 * out_wh / energy,
+                    max_soc_percent=100 - 100 * in_wh / energy,
                     safe_power_w=template.safe_state.get("active_power_w", 0.0),
                 )
         return limits
 
+    def _kept_for_response(self, battery: str) -> tuple[float, float]:
+        """Energy that the response's profile has to find in a battery: to discharge, and to charge."""
+        model, profile = self.site.model.frequency, self.site.profile
+        if model is None or model.response is None or profile is None or model.response.device != battery:
+            return 0.0, 0.0
+        device = next(one for one in self.site.model.devices if one.id == battery)
+        return profile.energy_wh(model.nominal_hz, model.response.power_w or device.rated_power_w or 0.0)
+
     def _make_outlook(self) -> Outlook:
-        energy = sum(limits.rated_energy_wh for limits in self._batteries.values())
-        reserve = self.site.model.control.reserve_soc_percent / 100 * energy
+        energy = sum(limits.rated_energy_wh * limits.max_soc_percent / 100 for limits in self._batteries.values())
+        reserve = sum(limits.rated_energy_wh * limits.min_soc_percent / 100 for limits in self._batteries.values())
         storage = Storage(
             energy_wh=max(energy, 1.0),
             power_w=sum(limits.rated_power_w for limits in self._batteries.values()),
@@ -254,42 +270,95 @@ class Gateway:
         self._start_reflex()
 
     def _start_reflex(self) -> None:
-        """Start listening as soon as the registers are known; begin to respond when the battery's is, too."""
+        """Start listening as soon as the source is known; begin to respond when the battery's register is, too."""
         model = self.site.model.frequency
         if model is None or (self._reflex is not None and (self._reflex.responds or not self._response_missing)):
             return
-        source = self._endpoint(model.source.device, model.source.point, write=False)
-        if source is None:
-            return  # its device is away: the next cycle asks again
         response = None
         was_missing, self._response_missing = self._response_missing, False
-        if model.response is not None:
-            control = self.site.templates[model.response.device].controls["active_power_w"]
-            endpoint = self._endpoint(model.response.device, str(control.reflex), write=True)
-            self._response_missing = endpoint is None
-            if endpoint is None and self._reflex is not None and was_missing:
+        if model.response is not None and self.site.profile is not None:
+            response = self._response(model.response)
+            self._response_missing = response is None
+            if response is None and self._reflex is not None and was_missing:
                 return  # listening already, and the battery is still away
-            if endpoint is not None:
-                response = fast.Response(
-                    endpoint=endpoint,
-                    rated_power_w=self._batteries[model.response.device].rated_power_w,
-                    profile=fast.load_profile(model.response.profile),
-                )
-        config = fast.ReflexConfig(
-            site_id=self.site_id,
-            nominal_hz=model.nominal_hz,
-            source=source,
-            poll_ms=model.source.poll_ms,
-            response=response,
-        )
         if self._reflex is not None:
             self._reflex.stop()
-        self._reflex = fast.Reflex(config)
+            self._take_frequency_events()
+            self._reflex = None
+        config = self._reflex_config(model, response)
+        if config is None:
+            return  # its device is away: the next cycle asks again
+        self._reflex = fast.Reflex(config, traces=self.site.state / "events")
         if self._reflex.responds and model.response is not None:
             self._reflexes[model.response.device] = self._reflex
         else:
             log.warning("frequency is only watched: %s", self._reflex.why_watching)
         self._reflex.start()
+
+    def _response(self, model: FrequencyResponseModel) -> fast.Response | None:
+        """What the reflex may move; none while the battery's registers are not known."""
+        assert self.site.profile is not None
+        control = self.site.templates[model.device].controls["active_power_w"]
+        endpoint = self._endpoint(model.device, str(control.reflex), write=True)
+        if endpoint is None:
+            return None
+        watchdog = control.watchdog
+        return fast.Response(
+            endpoint=endpoint,
+            rated_power_w=model.power_w or self._batteries[model.device].rated_power_w,
+            profile=self.site.profile,
+            minimum_interval_ms=control.minimum_interval_ms,
+            limits_age_s=min(60.0, watchdog.seconds) if watchdog is not None else 60.0,
+        )
+
+    def _reflex_config(self, model: FrequencyModel, response: fast.Response | None) -> fast.ReflexConfig | None:
+        source = model.source
+        listened: fast.Endpoint | Mapping[str, object] | None
+        voltage, refresh_ms = None, 0.0
+        if source.device is None:
+            try:
+                listened = _other_source(source)
+            except UnavailableError as error:
+                if not self._source_away:
+                    log.warning("%s", error)
+                self._source_away = True
+                return None
+        elif self.site.templates[source.device].protocol == "opcua":
+            listened, refresh_ms = sources.push_source(), self.site.model.control.period_s * 1000
+        else:
+            listened = self._endpoint(source.device, source.point, write=False)
+            if source.voltage is not None:
+                voltage = self._endpoint(source.device, source.voltage, write=False)
+            refresh_ms = self.site.templates[source.device].connection.refresh_ms or 0.0
+        if listened is None:
+            return None
+        return fast.ReflexConfig(
+            site_id=self.site_id,
+            nominal_hz=model.nominal_hz,
+            source=listened,
+            voltage=voltage,
+            poll_ms=source.poll_ms,
+            refresh_ms=refresh_ms,
+            nominal_v=model.nominal_v or 0.0,
+            rail_v=source.rail_v,
+            band_hz=model.band_hz,
+            rocof_hz_per_s=model.rocof_hz_per_s,
+            voltage_band_pu=model.voltage_band_percent / 100,
+            realtime=model.realtime,
+            response=response,
+        )
+
+    def _push_frequency(self) -> None:
+        """A source that is no register: what the driver read in this cycle goes to the reflex."""
+        model = self.site.model.frequency
+        if self._reflex is None or model is None or model.source.device is None:
+            return
+        driver = self.drivers[model.source.device]
+        if driver.template.protocol != "opcua":
+            return
+        frequency = _value_of(driver, model.source.point)
+        if frequency is not None:
+            self._reflex.push(frequency, _value_of(driver, model.source.voltage))
 
     def _endpoint(self, device: str, point: str, *, write: bool) -> fast.Endpoint | None:
         found = self.drivers[device].register_of(point)
@@ -381,6 +450,7 @@ class Gateway:
             self.outlook.learn(interval)
             self._save_profile()
         self._start_reflex()
+        self._push_frequency()
         self._take_frequency_events()
         self._plan(image)
         self._trace.commit()
@@ -395,9 +465,11 @@ class Gateway:
     def _take_frequency_events(self) -> None:
         if self._reflex is None:
             return
-        self._reflex.samples()
         for event in self._reflex.events(self._clock.utc_ns(), self.messenger.session):
             self.outbox.add_record(record_line(event))
+            if (alarm := fast.alarm_of(event)) is not None:
+                self.outbox.add_record(record_line(alarm))
+                log.log(logging.INFO if alarm.cleared_ns else logging.WARNING, "%s", alarm.text)
             self._note_event(event)
 
     def _note_event(self, event: FrequencyEvent) -> None:
@@ -410,7 +482,7 @@ class Gateway:
             "response_w": event.response_w,
             "response_ms": None if took is None else took / 1e6,
         }
-        self._frequency_events.append(row)
+        self._frequency_events = [one for one in self._frequency_events if one["id"] != event.id] + [row]
         self._db.execute("INSERT OR REPLACE INTO events VALUES (?, ?)", (event.id, json.dumps(row)))
 
     def _plan(self, image: SiteImage) -> None:
@@ -625,6 +697,12 @@ class Gateway:
                 "polls": snapshot.polls,
                 "missed_deadlines": snapshot.missed_deadlines,
                 "failures": snapshot.failures,
+                "inhibited": snapshot.inhibited,
+                "scheduling": snapshot.scheduling,
+                "memory_locked": snapshot.memory_locked,
+                "writes": snapshot.writes,
+                "write_failures": snapshot.write_failures,
+                "refresh_ms": snapshot.refresh_ms,
                 "lateness_p50_ms": snapshot.lateness_p50_ms,
                 "lateness_p99_ms": snapshot.lateness_p99_ms,
             },
@@ -671,3 +749,27 @@ async def run_gateway(site: Site, clock: Clock, stop: asyncio.Event, ready: Path
     gateway = Gateway(site, clock)
     log.info("%s: composed in %.2f s", site.model.site, time.monotonic() - began)
     await gateway.run(stop, ready)
+
+
+def _other_source(model: FrequencySourceModel) -> Mapping[str, object]:
+    """A source that is no device of the site."""
+    rate, phases = model.rate_hz or 0.0, model.phases
+    if model.udp is not None:
+        return sources.udp_source(model.udp, rate_hz=rate, phases=phases)
+    if model.pmu is not None:
+        return sources.pmu_source(model.pmu, id_code=model.id_code)
+    if model.adc is not None:
+        return sources.device_source(
+            model.adc, rate_hz=rate, phases=phases, bits=model.bits, shift=model.shift, scale=model.scale,
+            offset=model.offset,
+        )  # fmt: skip
+    assert model.file is not None
+    return sources.file_source(model.file, rate_hz=model.rate_hz, columns=model.columns, scale=model.scale)
+
+
+def _value_of(driver: Driver, point: str | None) -> float | None:
+    """What a driver read of a point in this cycle; none where it is not good."""
+    index = next((i for i, one in enumerate(driver.asset.points) if one.id == point), None)
+    if index is None or driver.qualities[index] != Quality.GOOD:
+        return None
+    return driver.values[index]

@@ -50,6 +50,9 @@ IBERIA: Mapping[str, Any] = {
 }
 """The blackout of 28 April 2025 as a grid analyser at Toledo saw it; see the data's README."""
 
+PROFILES = {60: "ieee1547_2018_fast", 50: "en50549_1_lfsm"}
+"""How the homes' batteries respond to frequency."""
+
 IMPORT_LIMIT_W, EXPORT_LIMIT_W = 12_000, 8_000
 BATTERY_POWER_W, BATTERY_ENERGY_WH = 5_000, 6_400
 
@@ -107,6 +110,8 @@ def write_fleet(
         _write_key(state / "keys" / f"{name}.key")
         site = _site(name, index, inverter, battery, meter, period_s=period_s, broker=broker)
         site["frequency"]["nominal_hz"] = nominal_hz
+        if "response" in site["frequency"]:
+            site["frequency"]["response"]["profile"] = PROFILES[nominal_hz]
         site_files[name] = _write_yaml(state / "sites" / f"{name}.yaml", site)
         hardware.append(
             {
@@ -142,6 +147,7 @@ def _site(
     )
     frequency: dict[str, Any] = {
         "nominal_hz": 60,
+        "nominal_v": 240,
         "source": {
             "device": "inverter" if METERS[index] in COARSE_FREQUENCY else "meter",
             "point": "frequency_hz",
@@ -149,7 +155,7 @@ def _site(
         },
     }
     if not opcua:  # the reflex writes registers: over OPC UA it only watches, and the control cycle answers
-        frequency["response"] = {"device": "battery", "profile": "ieee1547_2018_cat_iii"}
+        frequency["response"] = {"device": "battery", "profile": PROFILES[60]}
     return {
         "version": 1,
         "site": name,

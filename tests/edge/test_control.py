@@ -31,13 +31,17 @@ class Broken:
 
 class Reflex:
     def __init__(self):
-        self.power, self.published = None, []
+        self.power, self.published, self.energies, self.rewrites = None, [], [], 0
 
     def responding(self):
         return self.power
 
-    def publish(self, baseline_w, min_w, max_w):
+    def publish(self, baseline_w, min_w, max_w, *, safe_w, out_wh, in_wh):
         self.published.append((baseline_w, min_w, max_w))
+        self.energies.append((safe_w, out_wh, in_wh))
+
+    def written_by_others(self):
+        self.rewrites += 1
 
 
 @pytest.fixture
@@ -108,13 +112,16 @@ async def test_what_the_reflex_holds_is_not_overwritten(cycle, devices):
     one = cycle(Wish(0.0), reflex={"battery": reflex})
     await one.cycle()
     assert reflex.published == [(-800, -5000, 5000)]
+    assert reflex.energies == [(0.0, 3200.0, 3200.0)], "half of 6400 Wh either way"
     reflex.power = -1500.0
     await one.cycle()
-    assert len(devices["battery"].written) == 1
+    assert devices["battery"].written[-1][1] == -1500.0, "its own value again: that feeds the device's watchdog"
+    assert reflex.published[-1][0] == -800, "the baseline goes on to be told"
     assert one.records[-1][1][0].decided_by == "frequency-response"
+    written = len(devices["battery"].written)
     reflex.power = None
     await one.cycle()
-    assert len(devices["battery"].written) == 2, "written anew, as the device holds what the reflex wrote"
+    assert len(devices["battery"].written) == written + 1, "written anew, as the device holds what the reflex wrote"
 
 
 async def test_small_moves_are_left_alone_but_zero_is_zero(cycle, devices):

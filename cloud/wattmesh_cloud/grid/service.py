@@ -20,6 +20,7 @@ from wattmesh_a2a.grid import (
     DemandResponseOffer,
     DemandResponseState,
     FrequencyEvent,
+    FrequencyEventKind,
     GridEvent,
     GridStatus,
 )
@@ -42,6 +43,9 @@ _CALM_NS = 600 * NS_PER_S
 _REAL_ANSWER_S = 5.0
 """How long a site is waited for, all at the same time: one that is absent delays the others by no more."""
 _LOOK_BACK_NS = 2 * _DAY_NS
+_HARMLESS = frozenset({FrequencyEventKind.PHASE_STEP, FrequencyEventKind.INVALID})
+"""News of a measurement, not of a grid in need."""
+_OPEN_AT_MOST = 10_000
 
 Pay = Callable[[str, str, int, int], Awaitable[None]]
 """(event, participant, delivered Wh, price in ticks)."""
@@ -98,6 +102,7 @@ class GridService:
         self.status_reason = ""
         self.frequency: dict[str, float] = {}
         self.frequency_events = 0
+        self._frequency_open: set[str] = set()
         self._disturbed_ns = 0
         self._intervals: dict[str, dict[int, IntervalEnergy]] = {}
         self.running: dict[str, Running] = {}
@@ -113,9 +118,16 @@ class GridService:
     def on_record(self, site: str, message: Message) -> None:
         """Take frequency events and metered energy as they become durable."""
         if isinstance(message, FrequencyEvent):
-            self.frequency_events += 1
+            if message.id not in self._frequency_open:  # a long event is told twice: as it begins and when it is over
+                self.frequency_events += 1
+            if message.end_ns is None and len(self._frequency_open) < _OPEN_AT_MOST:
+                self._frequency_open.add(message.id)
+            else:
+                self._frequency_open.discard(message.id)
+            if message.kind in _HARMLESS:
+                return
             self._disturbed_ns = max(self._disturbed_ns, message.end_ns or message.start_ns)
-            self._set_status(GridStatus.ALERT, f"{message.kind} of {message.extreme_frequency_hz:.3f} Hz at {site}")
+            self._set_status(GridStatus.ALERT, _told(message, site))
         elif isinstance(message, IntervalEnergy) and message.site_id == site:
             slots = self._intervals.setdefault(site, {})
             slots[message.slot_start_ns] = message
@@ -386,6 +398,11 @@ def least_cost(event: DemandResponseEvent, offers: list[DemandResponseOffer]) ->
             price_ticks=event.price_ticks,
         )
     return taken
+
+
+def _told(event: FrequencyEvent, site: str) -> str:
+    hertz = event.extreme_frequency_hz
+    return f"{event.kind}{'' if hertz is None else f' of {hertz:.3f} Hz'} at {site}"
 
 
 def _summary(running: Running) -> dict[str, JsonValue]:

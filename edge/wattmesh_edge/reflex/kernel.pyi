@@ -1,42 +1,40 @@
-"""The native loop of the reflex: polls a frequency register, detects, answers by droop, without the GIL and without Python."""
+"""The native loop of the reflex: takes samples, measures, decides, writes; without the GIL and without Python.
 
-from collections.abc import Mapping
+Everything that comes in (samples, limits, the times of writes) is one input record after another, and nothing else decides what
+comes out: live, fed by a test, or replayed, the same inputs give the same outputs, bit for bit.
+"""
+
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+INPUT_SIZE: int
+"""Bytes of one input record; see ``evidence.INPUT``."""
+OUTPUT_SIZE: int
+CORE_SIZE: int
+"""Bytes of the whole state."""
 
 class Kernel:
-    """Register mode: one Modbus register that holds the frequency, one that takes the setpoint.
+    """One source, one estimator, one set of watches, one response.
 
     Args:
-        source: Where the frequency is: host (IPv4), port, unit, function (3, 4), address, type, word_order, scale, sign.
-        target: Where the setpoint goes (function 6 or 16), or none to watch only.
-        period_ns: Between polls.
-        nominal_hz: 50 or 60.
-        low_hz: Below it an under-frequency event begins.
-        high_hz: Above it an over-frequency event begins.
-        exit_hz: An event ends this far inside its threshold.
-        debounce_ns: A crossing shorter than this is no event.
-        dead_band_hz: Of the droop.
-        droop: Per unit.
-        rated_w: Power that the droop refers to.
-        min_change_w: A setpoint that would move less is not written.
-        stale_ns: Without an answer for so long the measurement is invalid.
+        source: ``kind`` (register, push, play, stream, udp, pmu), ``period_ns``, ``realtime``, and what the kind needs; see
+            ``sources``.
+        estimator: ``nominal_hz``, ``nominal_v`` (0: not known), ``refresh_ns`` (register; 0: learned), ``rail_v``, ``m_class``.
+        watches: ``knows_voltage`` and five ``watches``: kind, over, enter, leave, debounce_ns.
+        response: Of a profile, with ``target`` (a register), ``rated_w``, ``min_change_w``, ``limits_age_ns``,
+            ``slowest_ns``; none watches only.
+
+    Raises:
+        ValueError: Something does not fit (a rate, a register type, too many points).
     """
 
     def __init__(
         self,
-        source: Mapping[str, object],
-        target: Mapping[str, object] | None,
-        *,
-        period_ns: int,
-        nominal_hz: float,
-        low_hz: float,
-        high_hz: float,
-        exit_hz: float,
-        debounce_ns: int,
-        dead_band_hz: float,
-        droop: float,
-        rated_w: float,
-        min_change_w: float = ...,
-        stale_ns: int = ...,
+        source: Mapping[str, Any],
+        estimator: Mapping[str, Any],
+        watches: Mapping[str, Any],
+        response: Mapping[str, Any] | None = None,
     ) -> None: ...
     def run(self) -> None:
         """Loop until :meth:`stop`; the calling thread does not hold the GIL meanwhile."""
@@ -44,24 +42,65 @@ class Kernel:
     def stop(self) -> None:
         """Ask the loop to end; it returns to the baseline first."""
 
-    def publish(self, baseline_w: float, min_w: float, max_w: float) -> None:
-        """The arbiter's setpoint and limits, passive sign; handed over by a seqlock."""
+    def publish(
+        self,
+        baseline_w: float,
+        min_w: float,
+        max_w: float,
+        safe_w: float = 0.0,
+        out_wh: float = 1e12,
+        in_wh: float = 1e12,
+        now: int | None = None,
+    ) -> None:
+        """The arbiter's setpoint, limits and energies; handed over by a seqlock. ``now``: monotonic ns, for tests."""
+
+    def written_by_others(self) -> None:
+        """The register holds another value than the one written here: write again."""
+
+    def push(self, frequency_hz: float, volts: float | None = None, t: int | None = None) -> bool:
+        """A value for a push source; False where the loop has not taken the last 256."""
 
     def responding(self) -> float | None:
         """The setpoint that the loop holds now, or none when it is quiet."""
 
-    def feed(self, t: int, value: float | None) -> float | None:
-        """One sample with its own time through the same logic, without sockets: for tests and replays.
+    def snapshot(self) -> dict[str, Any]:
+        """Latest estimate, validity, counters, the histogram of lateness (bin i: up to 2**i µs), what the scheduler granted."""
+
+    def drain_events(self) -> tuple[list[dict[str, Any]], int]:
+        """News of events: each as it begins (``end_ns`` none) and when it is over; and how many were overwritten unseen."""
+
+    def take_log(self) -> tuple[int, bytes, int, bytes, int]:
+        """(index of the first input, inputs, index of the first output, outputs, how many were overwritten unseen)."""
+
+    def checkpoints(self) -> list[tuple[int, int, bytes]]:
+        """(index of the next input, of the next output, state) of the last checkpoints, oldest first."""
+
+    def restore(self, state: bytes) -> None:
+        """Begin from a checkpoint."""
+
+    def replay(self, inputs: bytes) -> bytes:
+        """Outputs of recorded inputs, in the recorded order."""
+
+    def feed(self, t: int, values: float | Sequence[float] | None, now: int | None = None) -> float | None:
+        """One poll through the same logic, without sockets; a setpoint counts as written at once.
+
+        Args:
+            t: Middle of its round trip, monotonic ns.
+            values: Frequency, then volts; none for no answer.
+            now: Time of the decision; default ``t``.
 
         Returns:
-            The setpoint that would be written, or none.
+            The setpoint that is written, or none.
         """
 
-    def snapshot(self) -> dict[str, float | int | None]:
-        """Latest estimate and counters."""
+    def feed_wave(self, samples: array[float], t: int) -> list[tuple[int, float]]:
+        """Samples (interleaved) of which the first came in at ``t``; (time, setpoint) of what is written."""
 
-    def drain_samples(self) -> tuple[list[tuple[int, float, float, int]], int]:
-        """(monotonic ns, Hz, Hz/s, cause) since the last call, and how many were overwritten."""
+    def feed_bad(self, cause: int, t: int) -> float | None:
+        """The source says that its samples are not to be believed."""
 
-    def drain_events(self) -> list[tuple[int, int, int, int, int, float, float, float]]:
-        """Finished events: kind, start, end, confirming sample, write done (all monotonic ns), extremes, response in W."""
+    def feed_nothing(self, t: int) -> float | None:
+        """Time passes, and nothing comes."""
+
+    def end(self, t: int) -> None:
+        """Close the events under way."""
