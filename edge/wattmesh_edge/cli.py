@@ -75,3 +75,87 @@ def why(argv: list[str]) -> int:
     lines = explain(database, int(moment.timestamp()) * 1_000_000_000)
     print("\n".join(lines) or "nothing had been decided by then")
     return 0 if lines else 1
+
+
+def event(argv: list[str]) -> int:
+    """``wattmesh event list|plot|replay|prequalify``: what the reflex did, and what a response profile would do."""
+    parser = argparse.ArgumentParser(prog="wattmesh event")
+    actions = parser.add_subparsers(dest="action", required=True)
+    listing = actions.add_parser("list", help="traces that a site keeps")
+    listing.add_argument("file", type=Path, help="the site file")
+    plot = actions.add_parser("plot", help="a trace as a page")
+    plot.add_argument("trace", type=Path)
+    plot.add_argument("--out", type=Path, help="default: beside the trace, .html")
+    again = actions.add_parser("replay", help="the recorded inputs through the same logic, compared bit for bit")
+    again.add_argument("trace", type=Path)
+    test = actions.add_parser("prequalify", help="ramp, step and saw-tooth tests of a response profile, as a page")
+    test.add_argument("profile", help="its name, or a file of one's own (.yaml)")
+    test.add_argument("--nominal-hz", type=float, choices=(50, 60))
+    test.add_argument("--power-w", type=float, default=5000.0)
+    test.add_argument("--out", type=Path, help="default: prequalification-PROFILE.html")
+    arguments = parser.parse_args(argv)
+    handlers = {"list": _list_events, "plot": _plot_event, "replay": _replay_event, "prequalify": _prequalify}
+    return handlers[arguments.action](arguments)
+
+
+def _list_events(arguments: argparse.Namespace) -> int:
+    from wattmesh_edge.config import load_site
+    from wattmesh_edge.reflex import KINDS
+    from wattmesh_edge.reflex.evidence import load_trace
+
+    folder = load_site(arguments.file).state / "events"
+    for path in sorted(folder.glob("*.trace.gz")):
+        trace = load_trace(path)
+        moment = datetime.fromtimestamp(trace.utc_ns / 1e9, tz=UTC).isoformat(timespec="milliseconds")
+        print(f"{moment}  {KINDS[trace.event['kind']]:16} {path}")
+    return 0
+
+
+def _plot_event(arguments: argparse.Namespace) -> int:
+    from wattmesh_edge.reflex import CAUSES, KINDS
+    from wattmesh_edge.reflex.evidence import load_trace, replay
+    from wattmesh_edge.reflex.plot import trace_page
+
+    trace = load_trace(arguments.trace)
+    try:
+        replayed = replay(trace)
+    except ConfigurationError as error:
+        text = trace_page(trace, str(error), CAUSES, [str(kind) for kind in KINDS])
+    else:
+        text = trace_page(trace, replayed, CAUSES, [str(kind) for kind in KINDS])
+    out = arguments.out or arguments.trace.with_name(arguments.trace.name.removesuffix(".trace.gz") + ".html")
+    out.write_text(text, encoding="utf-8")
+    print(out)
+    return 0
+
+
+def _replay_event(arguments: argparse.Namespace) -> int:
+    from wattmesh_edge.reflex.evidence import load_trace, replay
+
+    found = replay(load_trace(arguments.trace))
+    if found.identical:
+        print(f"{found.inputs} inputs give the same {found.outputs} estimates and decisions, bit for bit")
+        return 0
+    print(f"not the same: {found.first_difference}")
+    return 1
+
+
+def _prequalify(arguments: argparse.Namespace) -> int:
+    from wattmesh_edge.reflex import load_profile
+    from wattmesh_edge.reflex.prequalify import prequalify, report_page
+
+    profile = load_profile(arguments.profile)
+    nominal_hz = arguments.nominal_hz or profile.nominal_hz[0]
+    if nominal_hz not in profile.nominal_hz:
+        raise ConfigurationError(f"profile {profile.id} is not for {nominal_hz:g} Hz")
+    if not profile.moves:
+        raise ConfigurationError(f"profile {profile.id} moves nothing: there is nothing to test")
+    courses = prequalify(profile, nominal_hz, arguments.power_w)
+    out = arguments.out or Path(f"prequalification-{profile.id}.html")
+    out.write_text(report_page(profile, nominal_hz, arguments.power_w, courses), encoding="utf-8")
+    failed = [(course.name, check) for course in courses for check in course.checks if not check[3]]
+    for name, (what, value, wanted, _) in failed:
+        print(f"FAILED {name}: {what} {value}, wanted {wanted}")
+    total = sum(len(course.checks) for course in courses)
+    print(f"{out}: {total - len(failed)} of {total} checks passed")
+    return 1 if failed else 0

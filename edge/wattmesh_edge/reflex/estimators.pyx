@@ -208,6 +208,8 @@ cdef void waveform_estimate(Waveform *w, int lo) noexcept nogil:
     w.turns += wrap(raw - w.raw_turns)
     w.raw_turns = raw
     count = w.report.count
+    level = sqrt(re2 * re2 + im2 * im2) * (1.4142135623730951 if w.phases == 1 else 0.70710678118654752)
+    w.level_h[w.fast_at] = w.level_h[w.fast_at + count] = level
     w.fast_h[w.fast_at] = w.fast_h[w.fast_at + count] = w.turns
     w.fast_at = w.fast_at + 1 if w.fast_at + 1 < count else 0
     h = &w.fast_h[w.fast_at + count - w.fast.count]
@@ -217,27 +219,26 @@ cdef void waveform_estimate(Waveform *w, int lo) noexcept nogil:
     e.time_ns = e.made_ns - e.delay_ns
     # What is known of the samples themselves comes first, then the level, then the phase.
     age = 1 if w.index - w.clean_from >= <int64_t>(2 * w.delay_samples) + w.decimation else 0
-    level = sqrt(re2 * re2 + im2 * im2) * (1.4142135623730951 if w.phases == 1 else 0.70710678118654752)
     if not age:
         e.cause = w.bad_cause
     else:
         e.frequency_hz = w.lo_hz + slope * per_point
         e.rocof = 2 * curve * per_point * per_point
         e.phase_turns = (<double>(w.turns & (TURN * 1024 - 1))) / TURN_D + middle
-        if w.phases == 3:
-            if not fabs(e.frequency_hz - w.image_f) < 0.001:
-                w.image_f = e.frequency_hz
-                x = (e.frequency_hz - w.lo_hz) / w.rate_hz
-                w.image_h2 = dirichlet(x, w.n1) * dirichlet(x, w.n2)
-            level /= w.image_h2 if w.image_h2 > 0.3 else 0.3
+        # The filters pass less of a frequency beside their middle.
+        if w.phases == 3 and not fabs(e.frequency_hz - w.image_f) < 0.001:
+            w.image_f = e.frequency_hz
+            x = (e.frequency_hz - w.lo_hz) / w.rate_hz
+            w.image_h2 = dirichlet(x, w.n1) * dirichlet(x, w.n2)
+        y = 1.0 if w.phases == 1 else w.image_h2 if w.image_h2 > 0.3 else 0.3
         if w.fir:
             if not fabs(e.frequency_hz - w.fir_f) < 0.01:
                 w.fir_f = e.frequency_hz
                 w.fir_h = taps_response(w, (e.frequency_hz - w.lo_hz) / per_point)
-            level /= w.fir_h if w.fir_h > 0.1 else 0.1
-        w.level_h[w.fast_at] = w.level_h[w.fast_at + count] = level
+            y *= w.fir_h if w.fir_h > 0.1 else 0.1
+        level /= y
         k = w.fast_at + count - w.fast.count
-        e.voltage_v = 0.5 * (w.level_h[k + w.fast.count // 2] + w.level_h[k + (w.fast.count + 1) // 2])
+        e.voltage_v = 0.5 * (w.level_h[k + w.fast.count // 2] + w.level_h[k + (w.fast.count - 1) // 2]) / y
         w.report_countdown -= 1
         if w.report_countdown <= 0:
             w.report_countdown = 4
