@@ -78,7 +78,7 @@ def why(argv: list[str]) -> int:
 
 
 def event(argv: list[str]) -> int:
-    """``wattmesh event list|plot|replay|prequalify``: what the reflex did, and what a response profile would do."""
+    """``wattmesh event list|plot|replay|scan|prequalify``: what the reflex did, would have done, and would do."""
     parser = argparse.ArgumentParser(prog="wattmesh event")
     actions = parser.add_subparsers(dest="action", required=True)
     listing = actions.add_parser("list", help="traces that a site keeps")
@@ -88,13 +88,29 @@ def event(argv: list[str]) -> int:
     plot.add_argument("--out", type=Path, help="default: beside the trace, .html")
     again = actions.add_parser("replay", help="the recorded inputs through the same logic, compared bit for bit")
     again.add_argument("trace", type=Path)
+    scan = actions.add_parser(
+        "scan", help="events in a recording: a waveform (WAV, CSV) or a table of frequencies (CSV)"
+    )
+    scan.add_argument("recording", type=Path)
+    scan.add_argument("--nominal-hz", type=float, choices=(50, 60), default=50)
+    scan.add_argument("--nominal-v", type=float, default=0.0, help="phase to neutral; default: not known")
+    scan.add_argument("--rate-hz", type=float, help="samples a second of a waveform in a CSV")
+    scan.add_argument("--columns", help="columns of a waveform, one a phase, with commas; default: the last one")
+    scan.add_argument("--rail", type=float, default=0.0, help="largest value the recorder can give")
+    scan.add_argument("--frequency", help="column of a table's frequency (Hz)")
+    scan.add_argument("--time", default="time_utc", help="column of a table's time (s or ISO 8601)")
+    scan.add_argument("--voltage", help="column of a table's voltage (V)")
+    scan.add_argument("--profile", help="a response profile: what it would have done")
+    scan.add_argument("--power-w", type=float, default=5000.0)
     test = actions.add_parser("prequalify", help="ramp, step and saw-tooth tests of a response profile, as a page")
     test.add_argument("profile", help="its name, or a file of one's own (.yaml)")
     test.add_argument("--nominal-hz", type=float, choices=(50, 60))
     test.add_argument("--power-w", type=float, default=5000.0)
     test.add_argument("--out", type=Path, help="default: prequalification-PROFILE.html")
     arguments = parser.parse_args(argv)
-    handlers = {"list": _list_events, "plot": _plot_event, "replay": _replay_event, "prequalify": _prequalify}
+    handlers = {
+        "list": _list_events, "plot": _plot_event, "replay": _replay_event, "scan": _scan, "prequalify": _prequalify,
+    }  # fmt: skip
     return handlers[arguments.action](arguments)
 
 
@@ -138,6 +154,40 @@ def _replay_event(arguments: argparse.Namespace) -> int:
         return 0
     print(f"not the same: {found.first_difference}")
     return 1
+
+
+def _scan(arguments: argparse.Namespace) -> int:
+    from wattmesh_edge.reflex import load_profile
+    from wattmesh_edge.reflex.scan import read_table, scan_register, scan_waveform
+    from wattmesh_edge.reflex.sources import read_waveform
+
+    profile = load_profile(arguments.profile) if arguments.profile else None
+    if profile is not None and arguments.nominal_hz not in profile.nominal_hz:
+        raise ConfigurationError(f"profile {profile.id} is not for {arguments.nominal_hz:g} Hz")
+    shared = {"nominal_hz": arguments.nominal_hz, "nominal_v": arguments.nominal_v, "profile": profile}
+    if arguments.frequency:
+        rows = read_table(
+            arguments.recording, time=arguments.time, frequency=arguments.frequency, voltage=arguments.voltage
+        )
+        found = scan_register(rows, power_w=arguments.power_w, **shared)
+    else:
+        columns = arguments.columns.split(",") if arguments.columns else ()
+        samples, phases, rate = read_waveform(arguments.recording, rate_hz=arguments.rate_hz, columns=columns)
+        found = scan_waveform(
+            samples, rate_hz=rate, phases=phases, rail_v=arguments.rail, power_w=arguments.power_w, **shared
+        )
+    for one in found.events:
+        hertz = "-" if one["extreme_hz"] is None else f"{one['extreme_hz']:.4f} Hz"
+        lasted = (one["end_ns"] - one["start_ns"]) / 1e9
+        print(f"{one['start_s']:12.3f} s  {one['name']:16} {lasted:10.3f} s  {hertz}")
+    for began, ended, cause in found.spans:
+        print(f"{began:12.3f} s  not valid        {ended - began:10.3f} s  {cause}")
+    if profile is not None:
+        for at, watt in found.setpoints[:20]:
+            print(f"{at:12.3f} s  setpoint         {watt:10.0f} W")
+        print(f"{len(found.setpoints)} setpoints")
+    print(f"{found.seconds:.1f} s, {len(found.events)} events; estimates: {dict(found.causes)}")
+    return 0
 
 
 def _prequalify(arguments: argparse.Namespace) -> int:

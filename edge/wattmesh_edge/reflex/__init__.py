@@ -159,9 +159,14 @@ def kernel_settings(config: ReflexConfig) -> dict[str, Any]:
         "response": None,
     }
     if response is not None:
+        words = kernel_response(response.profile, config.nominal_hz)
+        if waveform and source.get("channels") == 1:
+            # One phase is noisier than three: a block waits until the crossing has stood for a cycle.
+            for block in words["blocks"]:
+                block["confirm_ns"] = max(block["confirm_ns"], round(1e9 / config.nominal_hz))
         low, high = response.profile.largest_shares(config.nominal_hz)
         settings["response"] = {
-            **kernel_response(response.profile, config.nominal_hz),
+            **words,
             "target": {**asdict(response.endpoint), "host": resolved(response.endpoint.host)},
             "rated_w": response.rated_power_w,
             "min_change_w": max(10.0, _SMALLEST_SHARE * response.rated_power_w * max(-low, high)),

@@ -138,7 +138,13 @@ cdef void invalid_step(Decider *d, const Estimate *e, int64_t now) noexcept nogi
         d.was_valid = 0
         d.invalid_since_ns = now
     if e.cause == PHASE_STEP:
-        return  # held for one window: watches and timers keep their place
+        # Held for one window: what is under way goes on, what was only about to begin has to show itself again afterwards.
+        for i in range(WATCHES):
+            d.watches[i].beyond = 0
+        for i in range(d.block_count):
+            if d.blocks[i].state == 1:
+                d.blocks[i].state = 0
+        return
     for i in range(WATCHES):
         if d.watches[i].kind >= UNDER_VOLTAGE and not blind:
             if d.knows_voltage:  # no frequency without voltage, but that there is none is known

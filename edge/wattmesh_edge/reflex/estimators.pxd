@@ -114,6 +114,7 @@ cdef struct Register:
     double suspect_hz
     int suspect
     int low
+    double reference_v    # the level that is followed where no nominal voltage is known
     int64_t repeats
     Estimate now
 

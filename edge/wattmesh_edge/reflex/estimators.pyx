@@ -537,7 +537,13 @@ cdef int register_push(Register *r, int64_t t, int answered, const double *value
             e.voltage_pu = volts / r.nominal_v
             r.low = not e.voltage_pu >= (r.low_pu * 1.1 if r.low else r.low_pu)
         else:
-            r.low = not volts > 1.0  # without a nominal voltage only a dead meter can be told
+            # Without a nominal voltage its own level of the last minute is the measure; a dead meter shows either way.
+            if r.reference_v == 0 and volts > 1.0:
+                r.reference_v = volts
+            r.low = not volts > 1.0 or volts < r.reference_v * (r.low_pu * 1.1 if r.low else r.low_pu)
+            if not r.low:
+                width = <double>(t - r.last_sample_ns) / (60.0 * NS)
+                r.reference_v += (volts - r.reference_v) * (width if width < 0.5 else 0.5)
         if r.low:
             register_bad(r, LOW_VOLTAGE)
             return 0

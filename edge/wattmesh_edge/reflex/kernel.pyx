@@ -172,6 +172,8 @@ cdef struct Writer:
     Link link
     Endpoint target
     int pending            # 0, or what the answer is awaited for: 1 write, 2 readback
+    int overtaken          # a readback whose answer is still to come, and is passed over
+    uint16_t overtaken_transaction
     int read_back
     uint8_t expect[5]
     uint8_t got[64]
@@ -487,9 +489,13 @@ cdef int writer_send(Writer *w, double value, int64_t sampled) noexcept nogil:
     cdef int size, tries
     if w.pending == 1:
         return 0  # one at a time: the newest value follows when the answer is here
-    if w.pending == 2:
-        drop(&w.link, 0)  # a setpoint does not wait for a readback
+    if w.pending == 2 and w.have == 0 and not w.overtaken:
+        # A setpoint does not wait for a readback: its answer is passed over when it comes.
+        w.overtaken = 1
+        w.overtaken_transaction = w.link.transaction
         w.pending = 0
+    elif w.pending == 2:
+        return 0
     for tries in range(2):
         if not connecting(&w.link, w.target.host, w.target.port, now_ns()):
             if w.link.fd < 0 or not wait_for(w.link.fd, POLLOUT, now_ns() + 20000000) or not connecting(
@@ -504,6 +510,7 @@ cdef int writer_send(Writer *w, double value, int64_t sampled) noexcept nogil:
             w.sampled_ns = sampled
             return 1
         drop(&w.link, now_ns())
+        w.overtaken = 0
         w.link.retry_ns = 0  # a device may have ended an idle connection: once more at once, on a new one
     return 0
 
@@ -517,8 +524,9 @@ cdef int writer_step(Writer *w, int64_t now, Input *note) noexcept nogil:
     if not was:
         if w.link.ready:
             n = recv(w.link.fd, &nothing, 1, MSG_DONTWAIT | MSG_PEEK)
-            if n == 0 or n > 0:  # ended, or bytes nobody asked for
+            if n >= 0:  # ended, or bytes nobody asked for
                 drop(&w.link, now)
+                w.overtaken = 0
                 w.link.retry_ns = now
         elif w.target.port:
             connecting(&w.link, w.target.host, w.target.port, now)
@@ -537,7 +545,16 @@ cdef int writer_step(Writer *w, int64_t now, Input *note) noexcept nogil:
                 w.sent_ns = now
         return 0
     while True:
-        if w.have >= 7:
+        if w.have >= 7 and w.overtaken and w.got[0] == w.overtaken_transaction >> 8 and (
+                w.got[1] == (w.overtaken_transaction & 255)):
+            need = 6 + ((w.got[4] << 8) | w.got[5])
+            if need > 60:
+                break
+            if w.have == need:
+                w.overtaken = 0
+                w.have = 0
+                need = 7
+        elif w.have >= 7:
             rest = sane(w.got, &w.link, w.target.unit, 50)
             if rest < 0:
                 break
@@ -565,6 +582,7 @@ cdef int writer_step(Writer *w, int64_t now, Input *note) noexcept nogil:
     w.pending = 0
     if not good:
         drop(&w.link, now)
+        w.overtaken = 0
         note.n = 0
         return 1 if was == 1 else 0
     w.link.backoff_ns = 0

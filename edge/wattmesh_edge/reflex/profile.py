@@ -9,7 +9,7 @@ import importlib.resources
 import json
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 from wattmesh_a2a.config_file import StrictModel, load_yaml_model
@@ -228,9 +228,9 @@ def check_profile(
         )
 
 
-def kernel_response(profile: ResponseProfile, nominal_hz: float) -> dict[str, object]:
+def kernel_response(profile: ResponseProfile, nominal_hz: float) -> dict[str, Any]:
     """The profile in the native thread's words."""
-    words: dict[str, object] = {
+    words: dict[str, Any] = {
         "points": [],
         "blocks": [
             {
