@@ -11,14 +11,11 @@ from wattmesh_edge.reflex.scan import read_table, scan_register, scan_waveform
 
 PIECE = 1600
 MOVING = {"under_frequency", "over_frequency", "rocof", "islanding"}
+BLOCK = {"confirm_ms": 4, "hold_s": 5, "rearm_s": 60}
 FCR = ResponseProfile(
-    profile=1,
-    id="test",
-    title="test",
-    nominal_hz=(50,),
-    sources=("test",),
-    continuous={"dead_band_hz": 0.15, "droop": 0.02},
-)
+    profile=1, id="test", title="test", nominal_hz=(50,), sources=("test",),
+    blocks=({"trigger_hz": 49.8, "power_pu": -1, **BLOCK}, {"trigger_hz": 50.2, "power_pu": 1, **BLOCK}),
+)  # fmt: skip
 
 
 def names(found):

@@ -868,6 +868,8 @@ cdef class Kernel:
         cdef Input note
         self._limits_in(one.now)
         if self._apply(one, &wanted) & 2:
+            if self.writer.pending:
+                self._answer()
             if writer_send(&self.writer, wanted, one.t if one.kind == WAVE else one.now):
                 self.writes += 1
                 memset(&note, 0, sizeof(Input))
