@@ -161,9 +161,9 @@ def kernel_settings(config: ReflexConfig) -> dict[str, Any]:
     if response is not None:
         words = kernel_response(response.profile, config.nominal_hz)
         if waveform and source.get("channels") == 1:
-            # One phase is noisier than three: a block waits until the crossing has stood for a cycle.
+            # One phase is noisier than three: a block waits until the crossing has stood for most of a cycle.
             for block in words["blocks"]:
-                block["confirm_ns"] = max(block["confirm_ns"], round(1e9 / config.nominal_hz))
+                block["confirm_ns"] = max(block["confirm_ns"], round(0.75e9 / config.nominal_hz))
         low, high = response.profile.largest_shares(config.nominal_hz)
         settings["response"] = {
             **words,

@@ -16,6 +16,7 @@ cdef int64_t TURN = <int64_t>1 << 40
 cdef double TURN_D = 1099511627776.0
 cdef double REPORT_S = 0.0325      # delay of the report's fit
 cdef double GUARD_DEG = 0.75       # an early phase that is so far from its prediction is no ramp that a grid can make
+cdef double GUARD_3_DEG = 0.5      # three phases carry less noise, and at 60 Hz a smaller step makes as much of a deviation
 cdef double REFERENCE_S = 1.0      # how fast the level reference of an uncalibrated source follows
 
 
@@ -113,10 +114,10 @@ cdef int waveform_setup(Waveform *w, double rate_hz, double nominal_hz, int phas
             w.taps[k] /= total
         w.delay_samples += (w.fir - 1) * 0.5 * w.decimation
     w.guarded = guarded and not m_class
-    w.guard_turns = GUARD_DEG / 360
+    w.guard_turns = (GUARD_3_DEG if phases == 3 else GUARD_DEG) / 360
     w.nominal_v = nominal_v
     w.rail = rail if rail > 0 else INFINITY
-    w.low_pu = 0.3
+    w.low_pu = 0.08 if m_class else 0.3  # class M is for reporting, from 10 % of the nominal voltage on
     # 26 bits for one nominal peak (or for the rail of a source without a nominal): sums over two cycles stay far below 63.
     x = nominal_v * sqrt(2.0) if nominal_v > 0 else rail if rail > 0 else unit_v
     w.gain = 67108864.0 / x

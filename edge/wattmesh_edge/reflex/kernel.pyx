@@ -934,6 +934,7 @@ cdef class Kernel:
         cdef sched_param param
         cdef char stack[65536]
         memset(stack, 0, sizeof(stack))
+        self.fifo = self.locked = 0
         if not self.s.realtime:
             return
         self.locked = mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) == 0
