@@ -45,6 +45,20 @@ def test_the_example_is_sound(tmp_path, example):
         ("device: battery, profile", "device: meter, profile", "no register that the reflex may write"),
         ("point: frequency_hz", "point: frequenz", "has no 'frequenz'; it has"),
         ("device: meter, point", "device: metre, point", "'metre' is none of the devices inverter, battery, meter"),
+        (
+            "export_limit_w: 8000",
+            "export_limit_w: 3000",
+            "could ask for 5000 W of export, and the connection carries 3000 W",
+        ),
+        ("profile: ieee1547_2018_cat_iii", "profile: ieee1547", "there is no response profile 'ieee1547'"),
+        ("profile: ieee1547_2018_cat_iii", "profile: nordic_ffr_a", "is for 50 Hz, and the grid has 60 Hz"),
+        ("device: meter, point: frequency_hz", 'udp: "127.0.0.1:9700"', "udp needs rate_hz"),
+        ("device: meter, point: frequency_hz", "poll_ms: 20, rail_v: 1", "poll_ms: stands twice"),
+        (
+            "source: {device: meter,",
+            "source: {device: meter, file: a.wav,",
+            "give one of device, file, adc, udp and pmu",
+        ),
         ("mqtt://127.0.0.1:1883", "mqtt://broker.example:1883", "plain text is for loopback only"),
         ("agents: [producer, consumer]", "agents: [producer, trader]", "input should be 'producer' or 'consumer'"),
         ("period_s: 1.0", "period_s: 0", "greater than or equal to 0.1"),
@@ -56,8 +70,23 @@ def test_a_mistake_is_named(tmp_path, example, old, new, told):
         load(tmp_path, example.replace(old, new, 1))
     assert told in str(caught.value)
     number = int(str(caught.value).removeprefix(f"{tmp_path / 'site.yaml'}:").partition(":")[0])
-    if new and "exactly one" not in told:  # the line that was changed, or the device that it belongs to
+    if (
+        new and "exactly one" not in told and "carries" not in told
+    ):  # the line that was changed, or the device that it belongs to
         assert new.partition(":")[0].split(",")[0].strip() in example.replace(old, new, 1).splitlines()[number - 1]
+
+
+def test_paths_of_a_source_are_relative_to_the_file(tmp_path, example):
+    text = example.replace("{device: meter, point: frequency_hz, poll_ms: 20}", "{file: mains.wav, phases: 1}")
+    assert text != example
+    assert load(tmp_path, text).model.frequency.source.file == tmp_path / "mains.wav"
+
+
+def test_the_profile_of_the_response_comes_with_the_site(tmp_path, example):
+    site = load(tmp_path, example)
+    assert site.profile.id == "ieee1547_2018_cat_iii"
+    watching = example.replace("  response: {device: battery, profile: ieee1547_2018_cat_iii}", "  #")
+    assert load(tmp_path, watching).profile is None
 
 
 def test_check_says_fine_and_starts_nothing(tmp_path, example, capsys):

@@ -84,6 +84,8 @@ class Recorder:
     _chunks: deque[_Chunk] = field(init=False, default_factory=deque)
     _states: deque[tuple[int, int, bytes]] = field(init=False, default_factory=deque)
     _pending: dict[int, _Pending] = field(init=False, default_factory=dict)
+    _cut: set[int] = field(init=False, default_factory=set)
+    """Events whose trace was written before they were over."""
 
     def collect(self, rows: list[dict[str, Any]], names: Mapping[int, str], utc: Callable[[int], int]) -> list[Path]:
         """Take what is new, and write the traces that are complete by now; their files.
@@ -102,7 +104,10 @@ class Recorder:
                 self._states.append(state)
         for row in rows:
             number = row["number"]
-            if number in self._pending:
+            if number in self._cut:
+                if row["end_ns"] is not None:
+                    self._cut.discard(number)
+            elif number in self._pending:
                 self._pending[number].rows = row
                 self._pending[number].end_ns = row["end_ns"]
             elif number in names:
@@ -113,6 +118,8 @@ class Recorder:
             over = one.end_ns is not None and newest >= one.end_ns + AFTER_NS
             if over or newest >= one.start_ns + LONGEST_NS:
                 del self._pending[number]
+                if one.end_ns is None:
+                    self._cut.add(number)
                 try:
                     written.append(self._write(one, utc))
                 except OSError as error:
@@ -125,13 +132,26 @@ class Recorder:
             return 0
         return int(INPUT.unpack_from(self._chunks[-1].inputs, len(self._chunks[-1].inputs) - INPUT_SIZE)[0])
 
+    def _time_at(self, index: int) -> int | None:
+        """Time of an input that is still held."""
+        for chunk in self._chunks:
+            place = (index - chunk.first) * INPUT_SIZE
+            if 0 <= place < len(chunk.inputs):
+                return int(INPUT.unpack_from(chunk.inputs, place)[0])
+        return None
+
     def _forget(self, newest: int) -> None:
-        """Drop what no trace can need any more."""
+        """Drop what no trace can need any more; a checkpoint from before the oldest need stays, with all that follows it."""
         oldest = min((one.start_ns for one in self._pending.values()), default=newest) - 2 * BEFORE_NS
-        while len(self._chunks) > 1 and INPUT.unpack_from(self._chunks[1].inputs)[0] < oldest:
+        keep = 0
+        for index, _, _ in self._states:
+            moment = self._time_at(index)
+            if moment is not None and moment <= oldest:
+                keep = index
+        while len(self._chunks) > 1 and self._chunks[1].first <= keep:
             self._chunks.popleft()
         first = self._chunks[0].first if self._chunks else 0
-        while len(self._states) > 1 and self._states[1][0] <= first:
+        while len(self._states) > 1 and self._states[0][0] < first:
             self._states.popleft()
 
     def _write(self, one: _Pending, utc: Callable[[int], int]) -> Path:

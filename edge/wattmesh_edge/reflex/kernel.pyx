@@ -95,7 +95,6 @@ cdef enum:
     NS = 1000000000
     BINS = 24
     EVENTS = 256
-    OUTPUTS = 16384
     SAVED = 4
     PUSHED = 256
     CHUNK = 65536          # bytes read at once from a stream
@@ -635,6 +634,7 @@ cdef class Kernel:
     cdef int64_t log_head
     cdef int64_t log_tail
     cdef Output *outputs
+    cdef int64_t outputs_size
     cdef int64_t outputs_head
     cdef int64_t outputs_tail
     cdef Event events[EVENTS]
@@ -709,9 +709,10 @@ cdef class Kernel:
         if response is not None:
             self._set_response(response)
         self.log_size = 4096 if c.register_mode else 65536
+        self.outputs_size = 4096 if c.register_mode else 16384
         self.saved = <Core *>calloc(SAVED, sizeof(Core))
         self.log = <Input *>calloc(self.log_size, sizeof(Input))
-        self.outputs = <Output *>calloc(OUTPUTS, sizeof(Output))
+        self.outputs = <Output *>calloc(self.outputs_size, sizeof(Output))
         self.chunk = <uint8_t *>calloc(CHUNK, 1)
         if self.saved == NULL or self.log == NULL or self.outputs == NULL or self.chunk == NULL:
             raise MemoryError
@@ -834,7 +835,7 @@ cdef class Kernel:
         put64(&self.saved_count, self.saved_count + 1)
 
     cdef int _apply(self, Input *one, double *wanted) noexcept nogil:
-        cdef Output *out = &self.outputs[self.outputs_head % OUTPUTS]
+        cdef Output *out = &self.outputs[self.outputs_head % self.outputs_size]
         cdef Decider *d = &self.core.d
         cdef int flags, i
         if one.kind != WAVE and one.kind != SAMPLE:
@@ -1286,6 +1287,8 @@ cdef class Kernel:
                     one.n = 2
                     if self.s.freq_float:
                         one.v[0] = be_float(p + self.s.freq_at)
+                        if -33.0 < one.v[0] < 33.0:  # the standard has the actual value; some makes send the deviation
+                            one.v[0] += self.core.d.nominal_hz
                     else:
                         one.v[0] = self.core.d.nominal_hz + be_int(p + self.s.freq_at) * 1e-3
                     if self.s.phasor_float:
@@ -1395,11 +1398,11 @@ cdef class Kernel:
         inputs = ring_bytes(<const char *>self.log, sizeof(Input), self.log_size, self.log_tail, head)
         self.log_tail = head
         head = get64(&self.outputs_head)
-        if head - self.outputs_tail > OUTPUTS - 512:
-            lost_out = head - self.outputs_tail - (OUTPUTS - 512)
+        if head - self.outputs_tail > self.outputs_size - 512:
+            lost_out = head - self.outputs_tail - (self.outputs_size - 512)
             self.outputs_tail += lost_out
         first_out = self.outputs_tail
-        outputs = ring_bytes(<const char *>self.outputs, sizeof(Output), OUTPUTS, self.outputs_tail, head)
+        outputs = ring_bytes(<const char *>self.outputs, sizeof(Output), self.outputs_size, self.outputs_tail, head)
         self.outputs_tail = head
         return first, inputs, first_out, outputs, lost + lost_out
 
