@@ -47,6 +47,7 @@ IBERIA: Mapping[str, Any] = {
     "trace": "iberia_blackout_20250428_toledo_2s.csv",
     "trace_column": "f_hz",
     "trace_step_s": 2.0,
+    "trace_voltage": "v_l1",
 }
 """The blackout of 28 April 2025 as a grid analyser at Toledo saw it; see the data's README."""
 

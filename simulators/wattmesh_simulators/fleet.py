@@ -94,6 +94,7 @@ class GridModel(StrictModel):
     trace: str | None = None
     trace_column: str = "f_hz"
     trace_step_s: float = Field(default=2.0, gt=0)
+    trace_voltage: str | None = None
 
 
 class DisturbanceModel(StrictModel):
@@ -166,11 +167,15 @@ class Fleet:
             monotonic=monotonic,
         )
         self.homes = {
-            site.id: Home(site.home, site.battery.initial_soc_percent, self.grid.frequency_hz, model.seed)
+            site.id: Home(
+                site.home, site.battery.initial_soc_percent, self.grid.frequency_hz, model.seed, self.grid.voltage_pu
+            )
             for site in model.sites
         }
         if model.grid.trace:
-            self.grid.play_trace(model.grid.trace, model.grid.trace_column, model.grid.trace_step_s)
+            self.grid.play_trace(
+                model.grid.trace, model.grid.trace_column, model.grid.trace_step_s, model.grid.trace_voltage
+            )
         self._start_ns = self._last_ns = clock.utc_ns()
         self._disturbed: list[dict[str, float]] = []
         self._restore()
@@ -204,8 +209,9 @@ class Fleet:
             self._opcua.append(opcua)
             return
         registers = RegisterMap(
-            device.template, lambda: home.quantities(kind), lambda: self._moved, written, home.frequency_hz
-        )
+            device.template, lambda: home.quantities(kind), lambda: self._moved, written,
+            {"frequency_hz": home.frequency_hz, "voltage_l1_v": home.voltage_l1_v},
+        )  # fmt: skip
         server = ModbusServer(registers)
         await server.start(device.port)
         self.servers[site, kind] = server

@@ -67,15 +67,17 @@ class Grid:
         self._disturbance_w = 0.0
         self._batteries_before_w = 0.0
         self._trace: list[float] | None = None
+        self._trace_pu: list[float] = []
         self._trace_step_s = 1.0
         self._trace_began = 0.0
         self.nadir_hz = nominal_hz
         """The lowest frequency since the last disturbance began, without the noise."""
 
-    def play_trace(self, name: str, column: str, step_s: float) -> None:
+    def play_trace(self, name: str, column: str, step_s: float, voltage: str | None = None) -> None:
         """Play a recorded frequency (a CSV in ``data/frequency``) instead of the equation, from now on, again and again.
 
-        A row without a value repeats the one before. Raises :class:`ConfigurationError` where there is no such file or column.
+        A row without a value repeats the one before. ``voltage`` is a column whose share of its first minutes' mean is the
+        voltage per unit. Raises :class:`ConfigurationError` where there is no such file or column.
         """
         folder = importlib.resources.files("wattmesh_simulators") / "data" / "frequency"
         if name not in (known := sorted(one.name for one in folder.iterdir() if one.name.endswith(".csv"))):
@@ -87,16 +89,26 @@ class Grid:
                 raise ConfigurationError(
                     f"grid.trace_column: {name} has no column {column!r}; it has: {', '.join(rows.fieldnames or ())}"
                 )
+            if voltage is not None and voltage not in (rows.fieldnames or ()):
+                raise ConfigurationError(
+                    f"grid.trace_voltage: {name} has no column {voltage!r}; it has: {', '.join(rows.fieldnames or ())}"
+                )
+            volts: list[float] = []
             for row in rows:
-                try:
-                    trace.append(float(row[column]))
-                except ValueError:
-                    if row[column]:
-                        raise ConfigurationError(
-                            f"grid.trace_column: {column!r} of {name} holds no numbers (found {row[column]!r})"
-                        ) from None
-                    trace.append(trace[-1] if trace else self._f0)
+                for one, wanted, fallback in ((trace, column, self._f0), (volts, voltage, 1.0)):
+                    if wanted is None:
+                        continue
+                    try:
+                        one.append(float(row[wanted]))
+                    except ValueError:
+                        if row[wanted]:
+                            raise ConfigurationError(
+                                f"grid.trace_column: {wanted!r} of {name} holds no numbers (found {row[wanted]!r})"
+                            ) from None
+                        one.append(one[-1] if one else fallback)
         self._trace = trace
+        usual = sum(volts[:100]) / max(1, len(volts[:100]))
+        self._trace_pu = [value / usual for value in volts] if usual else []
         self._trace_step_s = step_s
         self._trace_began = self._monotonic()
 
@@ -117,6 +129,13 @@ class Grid:
             return frequency
         self._advance()
         return self._f0 + self._deviation_hz + self._noise
+
+    def voltage_pu(self) -> float:
+        """The voltage now; 1 where no trace says otherwise."""
+        if not self._trace_pu:
+            return 1.0
+        index = int((self._monotonic() - self._trace_began) / self._trace_step_s)
+        return self._trace_pu[index % len(self._trace_pu)]
 
     def _advance(self) -> None:
         now = self._monotonic()

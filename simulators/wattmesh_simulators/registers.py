@@ -158,7 +158,7 @@ class RegisterMap:
         quantities: All values of the device now, by point name, in our sign and unit.
         moved: A number that changes whenever the plant moved.
         written: Called with each setting that a master wrote, in our sign and unit.
-        frequency: The frequency now, for what has to be fresh between two moves of the plant; none takes it from ``quantities``.
+        live: What has to be fresh between two moves of the plant, by name: the reflex listens to it.
     """
 
     def __init__(
@@ -167,10 +167,10 @@ class RegisterMap:
         quantities: Callable[[], Mapping[str, float]],
         moved: Callable[[], int],
         written: Callable[[str, float], None],
-        frequency: Callable[[], float] | None = None,
+        live: Mapping[str, Callable[[], float]] | None = None,
     ) -> None:
         self._quantities = quantities
-        self._frequency = frequency or (lambda: quantities()["frequency_hz"])
+        self._live = live or {"frequency_hz": lambda: quantities()["frequency_hz"]}
         self._moved = moved
         self._written = written
         self._seen = -1
@@ -184,8 +184,8 @@ class RegisterMap:
             self._lay_out_sunspec(data)
         else:
             self._lay_out_plain(data)
-        self._frequencies = {
-            function: [field for field in fields if field.name == "frequency_hz"]
+        self._live_fields = {
+            function: [field for field in fields if field.name in self._live]
             for function, fields in self._read_fields.items()
         }
 
@@ -203,9 +203,9 @@ class RegisterMap:
             if self._moved() != self._seen:
                 self._refresh()
             else:
-                for field in self._frequencies[function]:  # never a cached one: the reflex listens
+                for field in self._live_fields[function]:  # never a cached one: the reflex listens
                     if start < field.end and field.at < end:
-                        field.encode(image, self._frequency())
+                        field.encode(image, self._live[field.name]())
         return bytes(image[start:end])
 
     def write(self, address: int, content: bytes) -> int:

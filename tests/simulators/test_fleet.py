@@ -94,6 +94,13 @@ def test_a_recording_is_played_in_real_time_and_its_gaps_repeat():
     assert 49.9 < seen[0] < 50.1
     now[0] = 100.0 + 7200 + 1
     assert grid.frequency_hz() == seen[0]
+    assert grid.voltage_pu() == 1.0, "nobody asked for it"
+    grid.play_trace("iberia_blackout_20250428_toledo_2s.csv", "f_hz", 2.0, "v_l1")
+    assert grid.voltage_pu() == pytest.approx(1.0, abs=0.02)
+    now[0] += 5610
+    assert grid.voltage_pu() < 0.01, "the blackout"
+    with pytest.raises(ConfigurationError, match="no column 'v'"):
+        grid.play_trace("iberia_blackout_20250428_toledo_2s.csv", "f_hz", 2.0, "v")
 
 
 def test_the_quiet_grid_stays_near_its_nominal_frequency():

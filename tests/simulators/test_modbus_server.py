@@ -233,7 +233,11 @@ async def test_faults(home, connect):
 async def test_frequency_is_fresh_between_two_steps():
     now = {"hz": 60.0}
     meter = RegisterMap(
-        "eastron_sdm630", lambda: {"frequency_hz": now["hz"]}, lambda: 1, lambda name, value: None, lambda: now["hz"]
+        "eastron_sdm630",
+        lambda: {"frequency_hz": now["hz"]},
+        lambda: 1,
+        lambda name, value: None,
+        {"frequency_hz": lambda: now["hz"]},
     )
     assert struct.unpack(">f", meter.read(4, 70, 2)) == (60.0,)
     now["hz"] = 59.5

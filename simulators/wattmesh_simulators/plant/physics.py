@@ -157,11 +157,20 @@ class Home:
         initial_soc_percent: Of the battery and of its shadow.
         frequency_hz: The grid's, now.
         seed: Of the swings inside the hours.
+        voltage_pu: The grid's, now.
     """
 
-    def __init__(self, home: str, initial_soc_percent: float, frequency_hz: Callable[[], float], seed: int = 1) -> None:
+    def __init__(
+        self,
+        home: str,
+        initial_soc_percent: float,
+        frequency_hz: Callable[[], float],
+        seed: int = 1,
+        voltage_pu: Callable[[], float] = lambda: 1.0,
+    ) -> None:
         self.home = home
         self.frequency_hz = frequency_hz
+        self._voltage_pu = voltage_pu
         self.battery = Battery()
         self.battery.stored_wh = self.battery.energy_wh * initial_soc_percent / 100
         self.shadow = Battery(stored_wh=self.battery.stored_wh)
@@ -282,10 +291,18 @@ class Home:
         self.pv_w = min(self._available_w, self.inverter_w * self.pv_limit.current(now_ns) / 100)
         self.grid_w = self.load_w - self.pv_w + self.battery.active_w
 
+    def _voltage_v(self) -> float:
+        """Phase to neutral at the connection: less the drop that the home's own power makes on its line."""
+        return max(0.0, (240.0 - self.grid_w / 4000) * self._voltage_pu())
+
+    def voltage_l1_v(self) -> float:
+        """Of the first phase, now."""
+        return _phases(0.0, self._voltage_v())["voltage_l1_v"]
+
     def quantities(self, device: str) -> dict[str, float]:
         """Values of a device's points by name, in our sign and unit; a template takes those it has."""
         frequency = self.frequency_hz()
-        voltage = 240.0 - self.grid_w / 4000
+        voltage = self._voltage_v()
         if device == "meter":
             return {**_phases(self.grid_w, voltage), "frequency_hz": frequency, "power_factor_percent": 98.0,
                     "energy_import_wh": self.import_wh, "energy_export_wh": self.export_wh,
@@ -348,14 +365,15 @@ class Home:
 
 def _phases(power_w: float, voltage: float) -> dict[str, float]:
     """Three-phase values of a balanced power at unity power factor."""
+    carrying = max(voltage, 24.0)  # the plant goes on in a dead grid, as nothing here islands: its currents stay finite
     values = {
         "active_power_w": power_w,
         "apparent_power_va": abs(power_w) * 1.02,
         "reactive_power_var": abs(power_w) * 0.2,
-        "current_a": abs(power_w) / voltage,
+        "current_a": abs(power_w) / carrying,
     }
     for phase, share in ((1, 0.34), (2, 0.33), (3, 0.33)):
         values[f"active_power_l{phase}_w"] = power_w * share
-        values[f"current_l{phase}_a"] = abs(power_w) * share / voltage
-        values[f"voltage_l{phase}_v"] = voltage + (phase - 2) * 0.3
+        values[f"current_l{phase}_a"] = abs(power_w) * share / carrying
+        values[f"voltage_l{phase}_v"] = voltage * (1 + (phase - 2) * 0.00125)
     return values
