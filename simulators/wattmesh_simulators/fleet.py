@@ -22,6 +22,7 @@ from wattmesh_simulators.modbus_server import ModbusServer
 from wattmesh_simulators.opcua_server import OpcUaServer
 from wattmesh_simulators.plant.physics import Home, Slots
 from wattmesh_simulators.registers import RegisterMap, template_of
+from wattmesh_simulators.waveform import WaveformStream
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +96,8 @@ class GridModel(StrictModel):
     trace_column: str = "f_hz"
     trace_step_s: float = Field(default=2.0, gt=0)
     trace_voltage: str | None = None
+    waveform_udp: int | None = Field(default=None, ge=1, le=65535, description="loopback port that gets WMS1 datagrams")
+    waveform_rate_hz: float = Field(default=4800.0, ge=400, le=20_000)
 
 
 class DisturbanceModel(StrictModel):
@@ -186,6 +189,7 @@ class Fleet:
         self._saved_at = monotonic()
         self.servers: dict[tuple[str, str], ModbusServer] = {}
         self._opcua: list[OpcUaServer] = []
+        self._waveform: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Listen on every port; raises :class:`wattmesh_a2a.errors.ConfigurationError` and then nothing listens."""
@@ -196,6 +200,11 @@ class Fleet:
         except BaseException:
             await self.stop()
             raise
+        if self._model.grid.waveform_udp is not None:
+            stream = WaveformStream(
+                self.grid, ("127.0.0.1", self._model.grid.waveform_udp), rate_hz=self._model.grid.waveform_rate_hz
+            )
+            self._waveform = asyncio.get_running_loop().create_task(stream.run())
 
     async def _start_device(self, site: str, kind: str, device: DeviceModel) -> None:
         home = self.homes[site]
@@ -218,6 +227,9 @@ class Fleet:
 
     async def stop(self) -> None:
         """End all servers and write the truth."""
+        if self._waveform is not None:
+            self._waveform.cancel()
+            self._waveform = None
         for server in self.servers.values():
             await server.stop()
         for opcua in self._opcua:
