@@ -171,7 +171,7 @@ cdef struct Writer:
     Link link
     Endpoint target
     int pending            # 0, or what the answer is awaited for: 1 write, 2 readback
-    int overtaken          # a readback whose answer is still to come, and is passed over
+    int overtaken          # a readback whose answer is still to come, before that of the write
     uint16_t overtaken_transaction
     int read_back
     uint8_t expect[5]
@@ -489,7 +489,7 @@ cdef int writer_send(Writer *w, double value, int64_t sampled) noexcept nogil:
     if w.pending == 1:
         return 0  # one at a time: the newest value follows when the answer is here
     if w.pending == 2 and w.have == 0 and not w.overtaken:
-        # A setpoint does not wait for a readback: its answer is passed over when it comes.
+        # A setpoint does not wait for a readback: that answer comes first, and then the write's.
         w.overtaken = 1
         w.overtaken_transaction = w.link.transaction
         w.pending = 0
@@ -512,6 +512,19 @@ cdef int writer_send(Writer *w, double value, int64_t sampled) noexcept nogil:
         w.overtaken = 0
         w.link.retry_ns = 0  # a device may have ended an idle connection: once more at once, on a new one
     return 0
+
+
+cdef int is_readback(const Writer *w, int size) noexcept nogil:
+    cdef int rest = 2 * words_of(w.target.piece[0].kind)
+    return size == 9 + rest and w.got[7] == 3 and w.got[8] == rest
+
+
+cdef void readback_note(const Writer *w, int64_t now, Input *note) noexcept nogil:
+    memset(note, 0, sizeof(Input))
+    note.kind = READBACK
+    note.n = 1
+    note.t = note.now = now
+    note.v[0] = value_of(&w.got[9], &w.target.piece[0])
 
 
 cdef int writer_step(Writer *w, int64_t now, Input *note) noexcept nogil:
@@ -552,6 +565,9 @@ cdef int writer_step(Writer *w, int64_t now, Input *note) noexcept nogil:
             if w.have == need:
                 w.overtaken = 0
                 w.have = 0
+                if is_readback(w, need):
+                    readback_note(w, now, note)
+                    return 2
                 need = 7
         elif w.have >= 7:
             rest = sane(w.got, &w.link, w.target.unit, 50)
@@ -562,8 +578,7 @@ cdef int writer_step(Writer *w, int64_t now, Input *note) noexcept nogil:
                 if was == 1:
                     good = need == 12 and w.got[7] == w.expect[0] and w.got[8] == w.expect[1] and w.got[9] == w.expect[2]
                 else:
-                    rest = 2 * words_of(w.target.piece[0].kind)
-                    good = need == 9 + rest and w.got[7] == 3 and w.got[8] == rest
+                    good = is_readback(w, need)
                 if not good and w.got[7] & 0x80 and need == 9:
                     w.pending = 0  # an exception: refused, and the connection is in step
                     note.n = 0
@@ -589,12 +604,7 @@ cdef int writer_step(Writer *w, int64_t now, Input *note) noexcept nogil:
     if was == 1:
         w.read_back = 1
         return 1
-    memset(note, 0, sizeof(Input))
-    note.kind = READBACK
-    note.n = 1
-    note.t = now
-    note.now = now
-    note.v[0] = value_of(&w.got[9], &w.target.piece[0])
+    readback_note(w, now, note)
     return 2
 
 
@@ -1011,19 +1021,22 @@ cdef class Kernel:
             self._event(&self.core.d.finished[i])
 
     cdef void _answer(self) noexcept nogil:
+        """What the device has answered by now: a readback that was overtaken, and then the write."""
         cdef Input note
         cdef double unused = 0
-        cdef int what
-        memset(&note, 0, sizeof(Input))
-        what = writer_step(&self.writer, now_ns(), &note)
-        if what & 1 and not note.n:
-            self.write_failures += 1
-            note.kind = REWRITE
-            note.now = now_ns()
+        cdef int what, rounds
+        for rounds in range(2):
+            memset(&note, 0, sizeof(Input))
+            what = writer_step(&self.writer, now_ns(), &note)
+            if what & 1 and not note.n:
+                self.write_failures += 1
+                note.kind = REWRITE
+                note.now = now_ns()
+                self._apply(&note, &unused)
+            if not what & 2:
+                return
             self._apply(&note, &unused)
-        elif what & 2:
-            self._apply(&note, &unused)
-            if self.core.d.responding and self.writer.pending == 0:
+            if self.core.d.responding:
                 self.writer.read_back = 1
 
     cdef void _tick(self, int64_t began) noexcept nogil:

@@ -82,11 +82,14 @@ def chart(panel: Panel, x0: float, x1: float) -> str:
             parts.append(
                 f"<text x={_WIDTH - _RIGHT - 4} y={float(height) - 4:.1f} text-anchor=end>{escape(label)}</text>"
             )
-    for moment, label in panel.marks:
+    row, before = 0, -math.inf
+    for moment, label in sorted(panel.marks):
         if x0 <= moment <= x1:
             place = at(moment, high).split(",")[0]
+            row = row + 1 if float(place) - before < 130 else 0
+            before = float(place)
             parts.append(f"<path d='M{place} {_TOP}V{_TOP + tall}' stroke='var(--bad)' stroke-dasharray='2 3'/>")
-            parts.append(f"<text x={float(place) + 4:.1f} y={_TOP + 12}>{escape(label)}</text>")
+            parts.append(f"<text x={float(place) + 4:.1f} y={_TOP + 12 + 15 * row}>{escape(label)}</text>")
     for index, (_, points) in enumerate(panel.lines):
         path = _path(_thinned([p for p in points if x0 <= p[0] <= x1]), at, steps=panel.steps, end=x1)
         parts.append(f"<path d='{path}' fill=none stroke='{_COLOURS[index % 4]}' stroke-width=1.6 />")
