@@ -74,6 +74,7 @@ class FrequencySourceModel(StrictModel):
     shift: int = Field(default=0, ge=0, le=31)
     scale: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="volts at the grid of one count")
     offset: float = Field(default=0.0, allow_inf_nan=False, description="counts")
+    m_class: bool = Field(default=False, description="class M for a waveform: only watches")
     rail_v: float = Field(default=0.0, ge=0, description="largest voltage the source can give; 0: not known")
 
     @model_validator(mode="after")

@@ -341,6 +341,7 @@ class Gateway:
             refresh_ms=refresh_ms,
             nominal_v=model.nominal_v or 0.0,
             rail_v=source.rail_v,
+            m_class=source.m_class,
             band_hz=model.band_hz,
             rocof_hz_per_s=model.rocof_hz_per_s,
             voltage_band_pu=model.voltage_band_percent / 100,
@@ -354,11 +355,8 @@ class Gateway:
         if self._reflex is None or model is None or model.source.device is None:
             return
         driver = self.drivers[model.source.device]
-        if driver.template.protocol != "opcua":
-            return
-        frequency = _value_of(driver, model.source.point)
-        if frequency is not None:
-            self._reflex.push(frequency, _value_of(driver, model.source.voltage))
+        if driver.template.protocol == "opcua":
+            push_frequency(self._reflex, driver, model.source.point, model.source.voltage)
 
     def _endpoint(self, device: str, point: str, *, write: bool) -> fast.Endpoint | None:
         found = self.drivers[device].register_of(point)
@@ -765,6 +763,13 @@ def _other_source(model: FrequencySourceModel) -> Mapping[str, object]:
         )  # fmt: skip
     assert model.file is not None
     return sources.file_source(model.file, rate_hz=model.rate_hz, columns=model.columns, scale=model.scale)
+
+
+def push_frequency(reflex: fast.Reflex, driver: Driver, point: str, voltage: str | None) -> None:
+    """What a driver read in this cycle, to a reflex that has no register to poll; nothing where it is not good."""
+    frequency = _value_of(driver, point)
+    if frequency is not None:
+        reflex.push(frequency, _value_of(driver, voltage))
 
 
 def _value_of(driver: Driver, point: str | None) -> float | None:

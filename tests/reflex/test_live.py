@@ -331,6 +331,7 @@ def test_samples_from_the_past_are_named(streaming):
     one, sender = streaming
     sender.skip = -10_000
     seen(one, "time jumped back")
+    assert any(event.cause == "time jumped back" for event in until(lambda: one.events(time.time_ns(), "x")))
 
 
 def test_another_rate_than_configured_is_named(streaming):
@@ -343,6 +344,10 @@ def test_a_rate_that_is_not_what_it_says_is_named(streaming):
     one, sender = streaming
     sender.speed = 1.2
     seen(one, "sampling rate changed", 8)
+    (event,) = until(lambda: one.events(time.time_ns(), "x"))
+    assert event.cause == "sampling rate changed", "told at once, and once"
+    sender.speed = 1.0
+    until(lambda: one.snapshot().cause == "valid", 8)
 
 
 def test_a_stuck_input_is_named(streaming):
@@ -442,6 +447,13 @@ def test_a_recording_that_is_none_is_one_clear_error(tmp_path, name, content, to
         sources.file_source(path, rate_hz=100.0, columns=columns)
     with pytest.raises(ConfigurationError, match=r"cannot be read|no WAV"):
         sources.file_source(tmp_path / ("none" + path.suffix), rate_hz=100.0)
+
+
+def test_class_m_is_for_reporting(tmp_path):
+    made = Reflex(config(source={"kind": "play", "period_ns": 5_000_000, "rate_hz": 4800.0, "channels": 3,
+                                 "samples": array.array("d", [0.0])}, m_class=True))  # fmt: skip
+    assert not made.responds
+    assert "class M" in made.why_watching
 
 
 def test_an_item_that_python_pushes():

@@ -82,6 +82,8 @@ class ReflexConfig:
     rocof_hz_per_s: float = 1.0
     """An event begins where 100 ms and 500 ms both show more."""
     voltage_band_pu: float = 0.05
+    m_class: bool = False
+    """Class M for a waveform: reports through interference, and too slow to respond on."""
     realtime: bool = True
     """Ask for locked memory and for SCHED_FIFO."""
     response: Response | None = None
@@ -153,6 +155,7 @@ def kernel_settings(config: ReflexConfig) -> dict[str, Any]:
             "nominal_hz": config.nominal_hz,
             "nominal_v": config.nominal_v,
             "rail_v": config.rail_v,
+            "m_class": config.m_class,
             "refresh_ns": round(config.refresh_ms * 1e6),
         },
         "watches": {"knows_voltage": knows_voltage, "watches": _watches(config, round(debounce * 1e6))},
@@ -232,6 +235,8 @@ class Reflex:
             self.why_watching = f"profile {response.profile.id} moves nothing"
         elif isinstance(source, Endpoint) and source.type != "f32" and source.scale > FINEST_HZ * 1.001:
             self.why_watching = f"frequency has steps of {source.scale:g} Hz, too coarse to respond on"
+        elif config.m_class:
+            self.why_watching = "class M is for reporting: its estimate is too late to respond on"
         elif config.refresh_ms > response.profile.slowest_refresh_ms:
             self.why_watching = (
                 f"frequency is renewed every {config.refresh_ms:g} ms, and profile {response.profile.id} needs "

@@ -7,7 +7,7 @@ from libc.math cimport NAN, exp, fabs, isfinite, isnan
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 
-from wattmesh_edge.reflex.estimators cimport LOW_VOLTAGE, PHASE_STEP, VALID, WARMING_UP, Estimate
+from wattmesh_edge.reflex.estimators cimport LOW_VOLTAGE, PHASE_STEP, RATE_CHANGED, TIME_BACK, VALID, WARMING_UP, Estimate
 
 cdef enum:
     NS = 1000000000
@@ -162,7 +162,9 @@ cdef void invalid_step(Decider *d, const Estimate *e, int64_t now) noexcept nogi
         if d.blocks[i].state == 1:
             d.blocks[i].state = 0
     d.outside_since_ns = 0
-    if e.cause != WARMING_UP and now - d.invalid_since_ns >= d.invalid_event_ns and not d.is_open[INVALID]:
+    # A source whose time or rate is wrong is told at once; a dropout when it has lasted.
+    if e.cause != WARMING_UP and not d.is_open[INVALID] and (
+            now - d.invalid_since_ns >= d.invalid_event_ns or e.cause == TIME_BACK or e.cause == RATE_CHANGED):
         begin(d, INVALID, d.invalid_since_ns, e).cause = e.cause
 
 

@@ -27,6 +27,7 @@ from wattmesh_edge.reflex.kernel import CORE_SIZE, INPUT_SIZE, OUTPUT_SIZE, Kern
 log = logging.getLogger(__name__)
 
 BEFORE_NS, AFTER_NS, LONGEST_NS = 2_000_000_000, 1_000_000_000, 60_000_000_000
+_APART_NS = 10_000_000_000
 KEPT = 200
 """Traces that a site keeps; the oldest go first."""
 INPUT = struct.Struct("<qq6dii")
@@ -84,6 +85,7 @@ class Recorder:
     _chunks: deque[_Chunk] = field(init=False, default_factory=deque)
     _states: deque[tuple[int, int, bytes]] = field(init=False, default_factory=deque)
     _pending: dict[int, _Pending] = field(init=False, default_factory=dict)
+    _begun: dict[int, int] = field(init=False, default_factory=dict)
     _cut: set[int] = field(init=False, default_factory=set)
     """Events whose trace was written before they were over."""
 
@@ -110,7 +112,7 @@ class Recorder:
             elif number in self._pending:
                 self._pending[number].rows = row
                 self._pending[number].end_ns = row["end_ns"]
-            elif number in names:
+            elif number in names and self._worth(row):
                 self._pending[number] = _Pending(row, names[number], row["start_ns"], row["end_ns"])
         newest = self._newest_ns()
         written = []
@@ -126,6 +128,14 @@ class Recorder:
                     log.warning("the trace of %s could not be kept: %s", one.name, error)
         self._forget(newest)
         return written
+
+    def _worth(self, row: dict[str, Any]) -> bool:
+        """One trace of a kind in ten seconds: a source that comes and goes must not fill the disk."""
+        last = self._begun.get(row["kind"])
+        if last is not None and row["start_ns"] - last < _APART_NS:
+            return False
+        self._begun[row["kind"]] = row["start_ns"]
+        return True
 
     def _newest_ns(self) -> int:
         if not self._chunks:

@@ -682,6 +682,7 @@ cdef class Kernel:
     cdef int64_t stream_began_ns
     cdef int64_t stream_count
     cdef double stream_offset_ns
+    cdef int rate_bad
     cdef uint32_t datagram
     cdef int64_t pmu_soc
     cdef int fifo
@@ -1146,11 +1147,12 @@ cdef class Kernel:
             self._epoch(<int64_t>self.stream_offset_ns, now)
         seconds = (now - self.stream_began_ns) * 1e-9
         if seconds >= 2.0:
-            if not 0.97 < self.stream_count / (seconds * self.s.rate_hz) < 1.03:
-                self._bad(RATE_CHANGED, now)
+            self.rate_bad = not 0.97 < self.stream_count / (seconds * self.s.rate_hz) < 1.03
             self.stream_began_ns = now
             self.stream_count = 1
             self.stream_offset_ns = offset
+        if self.rate_bad:  # until two seconds in a row are right
+            self._bad(RATE_CHANGED, now)
 
     cdef void _stream_in(self) noexcept nogil:
         cdef ssize_t n
