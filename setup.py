@@ -15,6 +15,7 @@ from setuptools import Extension, setup
 KERNELS = {
     "wattmesh_edge.reflex.estimators": "edge/wattmesh_edge/reflex/estimators.pyx",
     "wattmesh_edge.reflex.decide": "edge/wattmesh_edge/reflex/decide.pyx",
+    "wattmesh_edge.reflex.wire": "edge/wattmesh_edge/reflex/wire.pyx",
     "wattmesh_edge.reflex.kernel": "edge/wattmesh_edge/reflex/kernel.pyx",
     "wattmesh_drivers.decode": "drivers/wattmesh_drivers/decode.pyx",
 }

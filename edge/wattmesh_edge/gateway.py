@@ -65,6 +65,8 @@ _ORDER_AHEAD_SLOTS = 2
 _STATUS_NS = 10 * NS_PER_S
 _REPORT_NS = 3600 * NS_PER_S
 _DRAIN_S = 15.0
+_SOURCE_AGAIN_S = 10.0
+"""Real time until a frequency source that was not there is asked for again."""
 _AGENTS: Mapping[str, type[SiteAgent]] = {"producer": ProducerAgent, "consumer": ConsumerAgent}
 
 
@@ -120,7 +122,9 @@ class Gateway:
         self._reflex: fast.Reflex | None = None
         self._reflexes: dict[str, fast.Reflex] = {}
         self._response_missing = False
-        self._source_away = False
+        self._source_task: asyncio.Task[Mapping[str, object]] | None = None
+        self._source_due_s = 0.0
+        self._reflex_starts = 0
         self.control = ControlCycle(
             self.drivers,
             self._maker,
@@ -283,12 +287,14 @@ class Gateway:
                 return  # listening already, and the battery is still away
         if self._reflex is not None:
             self._reflex.stop()
-            self._take_frequency_events()
+            self._take_frequency_events(last=True)
             self._reflex = None
         config = self._reflex_config(model, response)
         if config is None:
             return  # its device is away: the next cycle asks again
-        self._reflex = fast.Reflex(config, traces=self.site.state / "events")
+        self._reflex_starts += 1
+        label = "" if self._reflex_starts == 1 else f"{self._reflex_starts}."
+        self._reflex = fast.Reflex(config, traces=self.site.state / "events", label=label)
         if self._reflex.responds and model.response is not None:
             self._reflexes[model.response.device] = self._reflex
         else:
@@ -316,13 +322,7 @@ class Gateway:
         listened: fast.Endpoint | Mapping[str, object] | None
         voltage, refresh_ms = None, 0.0
         if source.device is None:
-            try:
-                listened = _other_source(source)
-            except UnavailableError as error:
-                if not self._source_away:
-                    log.warning("%s", error)
-                self._source_away = True
-                return None
+            listened = self._sought_source(source)
         elif self.site.templates[source.device].protocol == "opcua":
             listened, refresh_ms = sources.push_source(), self.site.model.control.period_s * 1000
         else:
@@ -348,6 +348,24 @@ class Gateway:
             realtime=model.realtime,
             response=response,
         )
+
+    def _sought_source(self, model: FrequencySourceModel) -> Mapping[str, object] | None:
+        """A source that is no device of the site, found off the loop: a handshake or a large file must not hold up a cycle."""
+        task = self._source_task
+        if task is None:
+            if time.monotonic() >= self._source_due_s:
+                self._source_task = asyncio.get_running_loop().create_task(asyncio.to_thread(_other_source, model))
+            return None
+        if not task.done():
+            return None
+        self._source_task = None
+        try:
+            return task.result()
+        except (UnavailableError, ConfigurationError) as error:
+            if not self._source_due_s:
+                log.warning("frequency is not measured: %s", error)
+            self._source_due_s = time.monotonic() + _SOURCE_AGAIN_S
+            return None
 
     def _push_frequency(self) -> None:
         """A source that is no register: what the driver read in this cycle goes to the reflex."""
@@ -378,7 +396,7 @@ class Gateway:
         """Safe state, everything on disk, everything handed over that can be within its time, then goodbye."""
         if self._reflex is not None:
             self._reflex.stop()
-            self._take_frequency_events()
+            self._take_frequency_events(last=True)
         for driver in self.drivers.values():
             await driver.apply_safe_state()
             await driver.close()
@@ -460,10 +478,10 @@ class Gateway:
             self._report_due_ns = now + _REPORT_NS
             self._write_report()
 
-    def _take_frequency_events(self) -> None:
+    def _take_frequency_events(self, *, last: bool = False) -> None:
         if self._reflex is None:
             return
-        for event in self._reflex.events(self._clock.utc_ns(), self.messenger.session):
+        for event in self._reflex.events(self._clock.utc_ns(), self.messenger.session, last=last):
             self.outbox.add_record(record_line(event))
             if (alarm := fast.alarm_of(event)) is not None:
                 self.outbox.add_record(record_line(alarm))

@@ -111,6 +111,16 @@ def test_a_long_event_is_kept_for_its_first_minute(register_site):
     assert len(register_site.written) == 1, "its end gives no second trace"
 
 
+def test_an_event_under_way_at_the_stop_leaves_its_trace(register_site):
+    register_site.register([60.0] * 300 + [59.5] * 50)
+    assert register_site.written == []
+    register_site.kernel.end(register_site.at)
+    rows, _ = register_site.kernel.drain_events()
+    (path,) = register_site.recorder.collect(rows, {}, lambda moment: moment, last=True)
+    assert load_trace(path).event["end_ns"] is not None
+    assert replay(load_trace(path)).identical
+
+
 def test_a_site_keeps_a_bounded_number_of_traces(register_site):
     register_site.folder.mkdir()
     for index in range(KEPT + 5):

@@ -403,6 +403,11 @@ def test_an_adcs_device_file(tmp_path):
             time.sleep(max(0.0, began + index / 2000 - time.monotonic()))
         assert one.snapshot().voltage_v == pytest.approx(230.0, abs=0.5)
     until(lambda: one.snapshot().cause == "no answer")
+    before = one.snapshot().polls
+    began = time.thread_time(), time.process_time()
+    time.sleep(0.2)
+    assert time.process_time() - began[1] < 0.1, "a device whose other end is gone does not keep a core busy"
+    assert one.snapshot().polls - before < 15
     one.stop()
     with pytest.raises(ConfigurationError, match="cannot be opened"):
         sources.device_source(tmp_path / "none", rate_hz=2000.0, phases=1)

@@ -208,6 +208,7 @@ class Reflex:
     Args:
         config: What to listen to and what may be moved.
         traces: Folder for the traces of events; none keeps none.
+        label: In the ids of its events: tells this thread from another one of the same session.
 
     Raises:
         ConfigurationError: The profile does not fit the grid, or a host is not known. A site that may only watch is no error
@@ -216,6 +217,7 @@ class Reflex:
 
     config: ReflexConfig
     traces: Path | None = None
+    label: str = ""
     why_watching: str | None = field(init=False, default=None)
     responds: bool = field(init=False, default=False)
     kernel: Kernel = field(init=False)
@@ -263,6 +265,8 @@ class Reflex:
         if self._thread is not None:
             self.kernel.stop()
             self._thread.join(timeout=3.0)
+            if not self._thread.is_alive():
+                self.kernel.close()
             self._thread = None
 
     def publish(
@@ -329,7 +333,7 @@ class Reflex:
             lateness_max_ms=values["lateness_max_ms"],
         )
 
-    def events(self, utc_ns: int, session: str) -> list[FrequencyEvent]:
+    def events(self, utc_ns: int, session: str, *, last: bool = False) -> list[FrequencyEvent]:
         """Events that began or ended since the last call, stamped by the site's clock; keeps their traces.
 
         An event still under way is told once as it begins (without an end) and again, with the same id, when it is over.
@@ -337,13 +341,15 @@ class Reflex:
         Args:
             utc_ns: The site's time now; the loop itself runs on real monotonic time.
             session: Makes the events' ids unique over restarts.
+            last: The thread has ended: traces are written as far as they go.
         """
         self._clocks.utc_ns, self._clocks.monotonic_ns = utc_ns, time.monotonic_ns()
         rows, lost = self.kernel.drain_events()
         if lost:
             log.warning("%d news of frequency events were overwritten unseen", lost)
         ended = {row["number"] for row in rows if row["end_ns"] is not None}
-        found = []
+        found: list[FrequencyEvent] = []
+        names: dict[int, str] = {}
         for row in rows:
             number = row["number"]
             if row["end_ns"] is None:
@@ -353,10 +359,9 @@ class Reflex:
             else:
                 self._open.discard(number)
             found.append(self._event(row, session))
+            names[number] = found[-1].id
         if self._recorder is not None:
-            self._recorder.collect(
-                rows, {row["number"]: event.id for row, event in _pairs(rows, found)}, self._clocks.utc
-            )
+            self._recorder.collect(rows, names, self._clocks.utc, last=last)
         return found
 
     def _event(self, row: Mapping[str, Any], session: str) -> FrequencyEvent:
@@ -364,7 +369,7 @@ class Reflex:
         kind = KINDS[row["kind"]]
         rocof = row["extreme_rocof"]
         return FrequencyEvent(
-            id=f"{self.config.site_id}-{session}-{row['number']}",
+            id=f"{self.config.site_id}-{session}-{self.label}{row['number']}",
             site_id=self.config.site_id,
             kind=kind,
             start_ns=self._clocks.utc(row["start_ns"]),
@@ -395,8 +400,3 @@ def alarm_of(event: FrequencyEvent) -> Alarm | None:
         id=f"{event.id}-alarm", site_id=event.site_id, asset_id=None, severity=severity, text=text,
         raised_ns=event.start_ns, cleared_ns=event.end_ns,
     )  # fmt: skip
-
-
-def _pairs(rows: list[dict[str, Any]], events: list[FrequencyEvent]) -> list[tuple[dict[str, Any], FrequencyEvent]]:
-    by_number = {int(event.id.rsplit("-", 1)[1]): event for event in events}
-    return [(row, by_number[row["number"]]) for row in rows if row["number"] in by_number]

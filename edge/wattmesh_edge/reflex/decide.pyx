@@ -315,7 +315,7 @@ cdef int decide_step(Decider *d, const Estimate *e, int64_t now, const Limits *l
     if limits.time_ns != d.limits_ns:
         d.limits_ns = limits.time_ns
         d.charged_wh = 0
-    d.charged_wh += (d.written_w if d.responding else limits.baseline_w) * dt / 3600
+    d.charged_wh += (d.target_w if d.responding else limits.baseline_w) * dt / 3600
     low, high = limits.min_w, limits.max_w
     if low < 0 and d.charged_wh < -limits.out_wh:
         low = 0 if high > 0 else high

@@ -89,13 +89,21 @@ class Recorder:
     _cut: set[int] = field(init=False, default_factory=set)
     """Events whose trace was written before they were over."""
 
-    def collect(self, rows: list[dict[str, Any]], names: Mapping[int, str], utc: Callable[[int], int]) -> list[Path]:
+    def collect(
+        self,
+        rows: list[dict[str, Any]],
+        names: Mapping[int, str],
+        utc: Callable[[int], int],
+        *,
+        last: bool = False,
+    ) -> list[Path]:
         """Take what is new, and write the traces that are complete by now; their files.
 
         Args:
             rows: News of events, as :meth:`Kernel.drain_events` gives them.
             names: Id of each event by its number.
             utc: UTC of a monotonic time.
+            last: Nothing comes any more: write what is pending as far as it goes.
         """
         chunk = _Chunk(*self.kernel.take_log())
         self.lost += chunk.lost
@@ -118,7 +126,7 @@ class Recorder:
         written = []
         for number, one in list(self._pending.items()):
             over = one.end_ns is not None and newest >= one.end_ns + AFTER_NS
-            if over or newest >= one.start_ns + LONGEST_NS:
+            if last or over or newest >= one.start_ns + LONGEST_NS:
                 del self._pending[number]
                 if one.end_ns is None:
                     self._cut.add(number)

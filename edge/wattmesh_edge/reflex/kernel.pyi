@@ -42,6 +42,9 @@ class Kernel:
     def stop(self) -> None:
         """Ask the loop to end; it returns to the baseline first."""
 
+    def close(self) -> None:
+        """Give every descriptor back; only after :meth:`run` has returned."""
+
     def publish(
         self,
         baseline_w: float,

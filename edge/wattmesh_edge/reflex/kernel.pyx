@@ -4,12 +4,12 @@
 from array import array
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.errno cimport EAGAIN, EINPROGRESS, EINTR, errno
+from libc.errno cimport EAGAIN, EINTR, errno
 from libc.math cimport NAN, isnan, sqrt
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.time cimport CLOCK_MONOTONIC, timespec
 from posix.unistd cimport close, read
 
 from wattmesh_edge.reflex.decide cimport (
@@ -18,38 +18,17 @@ from wattmesh_edge.reflex.decide cimport (
 from wattmesh_edge.reflex.estimators cimport (
     GAP, NO_ANSWER, RATE_CHANGED, SOURCE_BAD, TIME_BACK, VALID, WATCHED, Estimate, Register, Waveform, register_push,
     register_setup, waveform_bad, waveform_push, waveform_setup)
+from wattmesh_edge.reflex.wire cimport (
+    ANSWER_NS, NS, Endpoint, Link, Writer, crc_ccitt, drop, ensure, now_ns, read_values, send_all, set_endpoint, wait_for,
+    writer_send, writer_step)
 
 cdef extern from "<time.h>" nogil:
     int clock_nanosleep(int clock, int flags, const timespec *request, timespec *remain)
     int TIMER_ABSTIME
 
 cdef extern from "<sys/socket.h>" nogil:
-    ctypedef unsigned int socklen_t
-    struct sockaddr:
-        pass
-    int socket(int domain, int kind, int protocol)
-    int connect(int fd, const sockaddr *address, socklen_t size)
-    ssize_t send(int fd, const void *data, size_t size, int flags)
     ssize_t recv(int fd, void *data, size_t size, int flags)
-    int setsockopt(int fd, int level, int name, const void *value, socklen_t size)
-    int getsockopt(int fd, int level, int name, void *value, socklen_t *size)
-    int AF_INET, SOCK_STREAM, SOCK_NONBLOCK, SOCK_CLOEXEC, SOL_SOCKET, SO_ERROR, MSG_NOSIGNAL, MSG_DONTWAIT, MSG_PEEK
-
-cdef extern from "<netinet/in.h>" nogil:
-    int IPPROTO_TCP
-    struct in_addr:
-        uint32_t s_addr
-    struct sockaddr_in:
-        uint16_t sin_family
-        uint16_t sin_port
-        in_addr sin_addr
-    uint16_t htons(uint16_t value)
-
-cdef extern from "<netinet/tcp.h>" nogil:
-    int TCP_NODELAY
-
-cdef extern from "<arpa/inet.h>" nogil:
-    int inet_pton(int family, const char *text, void *address)
+    int MSG_DONTWAIT
 
 cdef extern from "<poll.h>" nogil:
     struct pollfd:
@@ -57,7 +36,7 @@ cdef extern from "<poll.h>" nogil:
         short events
         short revents
     int poll(pollfd *fds, unsigned long count, int timeout)
-    short POLLIN, POLLOUT
+    short POLLIN
 
 cdef extern from "<sys/mman.h>" nogil:
     int mlockall(int flags)
@@ -92,15 +71,11 @@ cdef extern from * nogil:
     int get32(int *place)
 
 cdef enum:
-    NS = 1000000000
     BINS = 24
     EVENTS = 256
     SAVED = 4
     PUSHED = 256
     CHUNK = 65536          # bytes read at once from a stream
-    PIECES = 4             # values read beside each other from a meter
-
-cdef int64_t ANSWER_NS = 200000000  # longest wait for one answer; a device slower than the period misses deadlines, counted
 
 cdef enum:  # sources
     REGISTER
@@ -144,44 +119,6 @@ cdef struct Core:
     Decider d
     Limits limits
 
-cdef struct Piece:
-    int offset        # registers from the block's start
-    int kind          # 0 u16, 1 s16, 2 u32, 3 s32, 4 f32
-    int little
-    double factor
-
-cdef struct Endpoint:
-    char host[64]
-    int port
-    int unit
-    int function
-    int address
-    int count
-    int pieces
-    Piece piece[PIECES]
-
-cdef struct Link:
-    int fd
-    int ready
-    uint16_t transaction
-    int64_t retry_ns
-    int64_t backoff_ns
-
-cdef struct Writer:
-    Link link
-    Endpoint target
-    int pending            # 0, or what the answer is awaited for: 1 write, 2 readback
-    int overtaken          # a readback whose answer is still to come, before that of the write
-    uint16_t overtaken_transaction
-    int read_back
-    uint8_t expect[5]
-    uint8_t got[64]
-    int have
-    int64_t sent_ns
-    int64_t read_due_ns
-    double value
-    int64_t sampled_ns
-
 cdef struct Pushed:
     int64_t t
     double v[2]
@@ -198,16 +135,6 @@ cdef struct Settings:
     int frame, stat_at, freq_at, freq_float, phasor_at, phasor_float, phasor_polar, id_code
     double phasor_scale
     int realtime
-
-cdef double[4] LOWEST = [0, -32768, 0, -2147483648.0]
-cdef double[4] HIGHEST = [65535, 32767, 4294967295.0, 2147483647.0]
-
-
-cdef inline int64_t now_ns() noexcept nogil:
-    cdef timespec moment
-    clock_gettime(CLOCK_MONOTONIC, &moment)
-    return <int64_t>moment.tv_sec * NS + moment.tv_nsec
-
 
 # -- what everything goes through: live, in tests, in replays
 
@@ -248,8 +175,7 @@ cdef int core_apply(Core *c, const Input *one, double *wanted, Output *out) noex
         decide_wrote(&c.d, one.v[0], one.t, one.now)
         return 0
     elif one.kind == REWRITE:
-        c.d.written_w = NAN
-        c.d.written_ns = 0
+        c.d.has_written = 0
         return 0
     else:
         return 0
@@ -264,359 +190,6 @@ cdef int core_apply(Core *c, const Input *one, double *wanted, Output *out) noex
     out.due = due
     out.responding = c.d.responding
     return 3 if due else 1
-
-
-# -- Modbus over plain sockets
-
-
-cdef void drop(Link *link, int64_t now) noexcept nogil:
-    if link.fd >= 0:
-        close(link.fd)
-    link.fd = -1
-    link.ready = 0
-    link.backoff_ns = link.backoff_ns * 2 if link.backoff_ns else NS // 4
-    if link.backoff_ns > 10 * <int64_t>NS:
-        link.backoff_ns = 10 * <int64_t>NS
-    link.retry_ns = now + link.backoff_ns
-
-
-cdef int wait_for(int fd, short what, int64_t deadline) noexcept nogil:
-    cdef pollfd one
-    cdef int64_t left
-    cdef int ready
-    while True:
-        left = deadline - now_ns()
-        if left <= 0:
-            return 0
-        one.fd = fd
-        one.events = what
-        one.revents = 0
-        ready = poll(&one, 1, <int>((left + 999999) // 1000000))
-        if ready > 0:
-            return 1
-        if ready == 0 or errno != EINTR:
-            return 0
-
-
-cdef int connecting(Link *link, const char *host, int port, int64_t now) noexcept nogil:
-    """Go on with the connection without waiting: 1 where it stands, 0 where it does not (yet)."""
-    cdef sockaddr_in address
-    cdef int error = 0, one = 1
-    cdef socklen_t size = sizeof(int)
-    cdef pollfd p
-    if link.ready:
-        return 1
-    if link.fd < 0:
-        if now < link.retry_ns:
-            return 0
-        memset(&address, 0, sizeof(address))
-        address.sin_family = <uint16_t>AF_INET
-        address.sin_port = htons(<uint16_t>port)
-        if inet_pton(AF_INET, host, &address.sin_addr) != 1:
-            link.retry_ns = now + 10 * <int64_t>NS
-            return 0
-        link.fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
-        if link.fd < 0:
-            link.retry_ns = now + NS
-            return 0
-        setsockopt(link.fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(int))
-        if connect(link.fd, <sockaddr *>&address, sizeof(address)) != 0 and errno != EINPROGRESS:
-            drop(link, now)
-            return 0
-        link.retry_ns = now + NS  # the attempt's own end
-    p.fd = link.fd
-    p.events = POLLOUT
-    p.revents = 0
-    if poll(&p, 1, 0) <= 0:
-        if now > link.retry_ns:
-            drop(link, now)
-        return 0
-    if getsockopt(link.fd, SOL_SOCKET, SO_ERROR, &error, &size) != 0 or error != 0:
-        drop(link, now)
-        return 0
-    link.ready = 1
-    return 1
-
-
-cdef int ensure(Link *link, const char *host, int port, int64_t deadline) noexcept nogil:
-    """A connection, or 0; waits until the deadline at most."""
-    if connecting(link, host, port, now_ns()):
-        return 1
-    if link.fd >= 0:
-        wait_for(link.fd, POLLOUT, deadline)
-        return connecting(link, host, port, now_ns())
-    return 0
-
-
-cdef int head(Link *link, int unit, int size, uint8_t *frame) noexcept nogil:
-    """The MBAP header (Modbus messaging on TCP/IP 1.0b, 3.1.3); its length."""
-    link.transaction += 1
-    frame[0] = link.transaction >> 8
-    frame[1] = link.transaction & 255
-    frame[2] = 0
-    frame[3] = 0
-    frame[4] = 0
-    frame[5] = <uint8_t>(size + 1)
-    frame[6] = <uint8_t>unit
-    return 7
-
-
-cdef int sane(const uint8_t *got, const Link *link, int unit, int most) noexcept nogil:
-    """Length of the rest of an answer whose header is this, or -1 where it is not ours."""
-    cdef int length = (got[4] << 8) | got[5]
-    if (got[0] != link.transaction >> 8 or got[1] != (link.transaction & 255) or got[2] or got[3] or got[6] != unit
-            or length < 2 or length > most + 1):
-        return -1
-    return length - 1
-
-
-cdef int words_of(int kind) noexcept nogil:
-    return 1 if kind < 2 else 2
-
-
-cdef double value_of(const uint8_t *at, const Piece *piece) noexcept nogil:
-    cdef uint32_t raw
-    cdef float narrow
-    if piece.kind < 2:
-        raw = (at[0] << 8) | at[1]
-    elif piece.little:
-        raw = (<uint32_t>at[2] << 24) | (<uint32_t>at[3] << 16) | (<uint32_t>at[0] << 8) | at[1]
-    else:
-        raw = (<uint32_t>at[0] << 24) | (<uint32_t>at[1] << 16) | (<uint32_t>at[2] << 8) | at[3]
-    if piece.kind == 4:
-        memcpy(&narrow, &raw, 4)
-        return narrow * piece.factor
-    if piece.kind == 1:
-        return <int16_t>raw * piece.factor
-    if piece.kind == 3:
-        return <int32_t>raw * piece.factor
-    return raw * piece.factor
-
-
-cdef int read_values(Link *link, const Endpoint *end, double *values, int64_t deadline) noexcept nogil:
-    """Every piece of the block in one request; 1, or 0 and the connection is gone."""
-    cdef uint8_t frame[16]
-    cdef uint8_t got[300]
-    cdef int have = 0, need = 7, rest, i, size = end.count * 2
-    cdef ssize_t n
-    if not ensure(link, end.host, end.port, deadline):
-        return 0
-    head(link, end.unit, 5, frame)
-    frame[7] = <uint8_t>end.function
-    frame[8] = <uint8_t>(end.address >> 8)
-    frame[9] = <uint8_t>(end.address & 255)
-    frame[10] = 0
-    frame[11] = <uint8_t>end.count
-    if send(link.fd, frame, 12, MSG_NOSIGNAL) != 12:
-        drop(link, now_ns())
-        return 0
-    while have < need:
-        n = recv(link.fd, &got[have], need - have, MSG_DONTWAIT)
-        if n > 0:
-            have += <int>n
-            if have == 7:
-                rest = sane(got, link, end.unit, 253)
-                if rest < 0:
-                    drop(link, now_ns())
-                    return 0
-                need = 7 + rest
-            continue
-        if n < 0 and errno == EINTR:
-            continue
-        if n == 0 or not wait_for(link.fd, POLLIN, deadline):
-            drop(link, now_ns())  # a late answer must not be taken for the next one
-            return 0
-    if have != 9 + size or got[7] != end.function or got[8] != size:
-        if got[7] != (end.function | 0x80):  # an exception leaves the connection in step
-            drop(link, now_ns())
-        return 0
-    link.backoff_ns = 0
-    for i in range(end.pieces):
-        values[i] = value_of(&got[9 + 2 * end.piece[i].offset], &end.piece[i])
-    return 1
-
-
-cdef int write_frame(Writer *w, double value, uint8_t *frame) noexcept nogil:
-    """A whole request that writes ``value``; its length."""
-    cdef const Piece *piece = &w.target.piece[0]
-    cdef int words = words_of(piece.kind), length
-    cdef double scaled = value / piece.factor
-    cdef uint32_t raw
-    cdef float narrow
-    cdef uint8_t content[4]
-    if piece.kind == 4:
-        narrow = <float>scaled
-        memcpy(&raw, &narrow, 4)
-    else:
-        # At the register's end, never around it: a wrapped setpoint would turn discharge into charge.
-        scaled = scaled + 0.5 if scaled >= 0 else scaled - 0.5
-        if scaled > HIGHEST[piece.kind]:
-            scaled = HIGHEST[piece.kind]
-        if scaled < LOWEST[piece.kind]:
-            scaled = LOWEST[piece.kind]
-        raw = <uint32_t><int64_t>scaled
-    if words == 1:
-        content[0] = <uint8_t>(raw >> 8)
-        content[1] = <uint8_t>raw
-    else:
-        content[0] = <uint8_t>(raw >> 24)
-        content[1] = <uint8_t>(raw >> 16)
-        content[2] = <uint8_t>(raw >> 8)
-        content[3] = <uint8_t>raw
-        if piece.little:
-            content[0], content[1], content[2], content[3] = content[2], content[3], content[0], content[1]
-    length = 5 if w.target.function == 6 else 6 + words * 2
-    head(&w.link, w.target.unit, length, frame)
-    frame[7] = <uint8_t>w.target.function
-    frame[8] = <uint8_t>(w.target.address >> 8)
-    frame[9] = <uint8_t>(w.target.address & 255)
-    if w.target.function == 6:
-        frame[10] = content[0]
-        frame[11] = content[1]
-    else:
-        frame[10] = 0
-        frame[11] = <uint8_t>words
-        frame[12] = <uint8_t>(words * 2)
-        memcpy(&frame[13], content, words * 2)
-    memcpy(w.expect, &frame[7], 5)
-    return 7 + length
-
-
-cdef int writer_send(Writer *w, double value, int64_t sampled) noexcept nogil:
-    """Bytes onto the socket, without waiting for the answer: 1 where they have gone."""
-    cdef uint8_t frame[32]
-    cdef int size, tries
-    if w.pending == 1:
-        return 0  # one at a time: the newest value follows when the answer is here
-    if w.pending == 2 and w.have == 0 and not w.overtaken:
-        # A setpoint does not wait for a readback: that answer comes first, and then the write's.
-        w.overtaken = 1
-        w.overtaken_transaction = w.link.transaction
-        w.pending = 0
-    elif w.pending == 2:
-        return 0
-    for tries in range(2):
-        if not connecting(&w.link, w.target.host, w.target.port, now_ns()):
-            if w.link.fd < 0 or not wait_for(w.link.fd, POLLOUT, now_ns() + 20000000) or not connecting(
-                    &w.link, w.target.host, w.target.port, now_ns()):
-                return 0
-        size = write_frame(w, value, frame)
-        if send(w.link.fd, frame, size, MSG_NOSIGNAL) == size:
-            w.pending = 1
-            w.have = 0
-            w.sent_ns = now_ns()
-            w.value = value
-            w.sampled_ns = sampled
-            return 1
-        drop(&w.link, now_ns())
-        w.overtaken = 0
-        w.link.retry_ns = 0  # a device may have ended an idle connection: once more at once, on a new one
-    return 0
-
-
-cdef int is_readback(const Writer *w, int size) noexcept nogil:
-    cdef int rest = 2 * words_of(w.target.piece[0].kind)
-    return size == 9 + rest and w.got[7] == 3 and w.got[8] == rest
-
-
-cdef void readback_note(const Writer *w, int64_t now, Input *note) noexcept nogil:
-    memset(note, 0, sizeof(Input))
-    note.kind = READBACK
-    note.n = 1
-    note.t = note.now = now
-    note.v[0] = value_of(&w.got[9], &w.target.piece[0])
-
-
-cdef int writer_step(Writer *w, int64_t now, Input *note) noexcept nogil:
-    """Take an answer if there is one. Bit 0: a write was confirmed or failed (n of the note); bit 1: ``note`` is a readback."""
-    cdef ssize_t n
-    cdef int rest, need = 7, good = 0, was = w.pending
-    cdef uint8_t frame[16]
-    cdef char nothing
-    if not was:
-        if w.link.ready:
-            n = recv(w.link.fd, &nothing, 1, MSG_DONTWAIT | MSG_PEEK)
-            if n >= 0:  # ended, or bytes nobody asked for
-                drop(&w.link, now)
-                w.overtaken = 0
-                w.link.retry_ns = now
-        elif w.target.port:
-            connecting(&w.link, w.target.host, w.target.port, now)
-        if w.link.ready and w.read_back and now >= w.read_due_ns:
-            head(&w.link, w.target.unit, 5, frame)
-            frame[7] = 3
-            frame[8] = <uint8_t>(w.target.address >> 8)
-            frame[9] = <uint8_t>(w.target.address & 255)
-            frame[10] = 0
-            frame[11] = <uint8_t>words_of(w.target.piece[0].kind)
-            w.read_back = 0
-            w.read_due_ns = now + NS
-            if send(w.link.fd, frame, 12, MSG_NOSIGNAL) == 12:
-                w.pending = 2
-                w.have = 0
-                w.sent_ns = now
-        return 0
-    while True:
-        if w.have >= 7 and w.overtaken and w.got[0] == w.overtaken_transaction >> 8 and (
-                w.got[1] == (w.overtaken_transaction & 255)):
-            need = 6 + ((w.got[4] << 8) | w.got[5])
-            if need > 60:
-                break
-            if w.have == need:
-                w.overtaken = 0
-                w.have = 0
-                if is_readback(w, need):
-                    readback_note(w, now, note)
-                    return 2
-                need = 7
-        elif w.have >= 7:
-            rest = sane(w.got, &w.link, w.target.unit, 50)
-            if rest < 0:
-                break
-            need = 7 + rest
-            if w.have == need:
-                if was == 1:
-                    good = need == 12 and w.got[7] == w.expect[0] and w.got[8] == w.expect[1] and w.got[9] == w.expect[2]
-                else:
-                    good = is_readback(w, need)
-                if not good and w.got[7] & 0x80 and need == 9:
-                    w.pending = 0  # an exception: refused, and the connection is in step
-                    note.n = 0
-                    return 1 if was == 1 else 0
-                break
-        n = recv(w.link.fd, &w.got[w.have], need - w.have, MSG_DONTWAIT)
-        if n > 0:
-            w.have += <int>n
-            continue
-        if n < 0 and errno == EINTR:
-            continue
-        if n < 0 and errno == EAGAIN and now - w.sent_ns < ANSWER_NS:
-            return 0
-        break
-    w.pending = 0
-    if not good:
-        drop(&w.link, now)
-        w.overtaken = 0
-        note.n = 0
-        return 1 if was == 1 else 0
-    w.link.backoff_ns = 0
-    note.n = 1
-    if was == 1:
-        w.read_back = 1
-        return 1
-    readback_note(w, now, note)
-    return 2
-
-
-cdef uint16_t crc_ccitt(const uint8_t *data, int size) noexcept nogil:
-    """CRC of C37.118 frames: x¹⁶ + x¹² + x⁵ + 1, begun with all ones (IEEE C37.118.2-2011, annex B)."""
-    cdef uint16_t crc = 0xFFFF
-    cdef int i, k
-    for i in range(size):
-        crc ^= <uint16_t>(data[i] << 8)
-        for k in range(8):
-            crc = <uint16_t>((crc << 1) ^ 0x1021) if crc & 0x8000 else <uint16_t>(crc << 1)
-    return crc
 
 
 cdef inline float be_float(const uint8_t *at) noexcept nogil:
@@ -730,13 +303,25 @@ cdef class Kernel:
         self._save()
 
     def __dealloc__(self):
-        for fd in (self.reader.fd, self.writer.link.fd, self.stream_fd):
-            if fd >= 0:
-                close(fd)
+        self._close()
         free(self.saved)
         free(self.log)
         free(self.outputs)
         free(self.chunk)
+
+    cdef void _close(self) noexcept nogil:
+        if self.stream_fd >= 0 and self.stream_fd != self.reader.fd:  # a PMU's stream is the reader's connection
+            close(self.stream_fd)
+        if self.reader.fd >= 0:
+            close(self.reader.fd)
+        if self.writer.link.fd >= 0:
+            close(self.writer.link.fd)
+        self.stream_fd = self.reader.fd = self.writer.link.fd = -1
+        self.reader.ready = self.writer.link.ready = 0
+
+    def close(self):
+        """Give every descriptor back; only after :meth:`run` has returned."""
+        self._close()
 
     def _set_source(self, dict source):
         self.s.source = ("register", "push", "play", "stream", "udp", "pmu").index(source["kind"])
@@ -975,13 +560,12 @@ cdef class Kernel:
                 fds[1].revents = 0
                 if poll(fds, 2, <int>((deadline - now) // 1000000 + 1)) > 0 and now_ns() < deadline:
                     self._answer()
-                    if fds[0].revents:
-                        self._stream_in()
-                    continue
-            else:
-                due.tv_sec = deadline // NS
-                due.tv_nsec = deadline % NS
-                clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &due, NULL)
+                    if not fds[0].revents or self._stream_in():
+                        continue
+                    # Ready, and nothing to read: its other end is gone. Asking again at once would never let go of the core.
+            due.tv_sec = deadline // NS
+            due.tv_nsec = deadline % NS
+            clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &due, NULL)
             now = now_ns()
             late = now - deadline
             if late < 0:
@@ -1024,18 +608,22 @@ cdef class Kernel:
     cdef void _answer(self) noexcept nogil:
         """What the device has answered by now: a readback that was overtaken, and then the write."""
         cdef Input note
-        cdef double unused = 0
-        cdef int what, rounds
+        cdef double unused = 0, value = 0
+        cdef int what, rounds, confirmed = 0
         for rounds in range(2):
+            what = writer_step(&self.writer, now_ns(), &confirmed, &value)
             memset(&note, 0, sizeof(Input))
-            what = writer_step(&self.writer, now_ns(), &note)
-            if what & 1 and not note.n:
+            note.now = note.t = now_ns()
+            if what & 1 and not confirmed:
                 self.write_failures += 1
+                self.writer.not_before_ns = note.now + NS // 4
                 note.kind = REWRITE
-                note.now = now_ns()
                 self._apply(&note, &unused)
             if not what & 2:
                 return
+            note.kind = READBACK
+            note.n = 1
+            note.v[0] = value
             self._apply(&note, &unused)
             if self.core.d.responding:
                 self.writer.read_back = 1
@@ -1074,7 +662,7 @@ cdef class Kernel:
             if self.stream_fd >= 0:
                 self._stream_in()
             elif self.s.source == PMU and ensure(&self.reader, self.s.meter.host, self.s.meter.port, began + ANSWER_NS):
-                if send(self.reader.fd, self.s.start, 18, MSG_NOSIGNAL) == 18:
+                if send_all(self.reader.fd, self.s.start, 18):
                     self.stream_fd = self.reader.fd
                     self.carry = 0
                 else:
@@ -1154,7 +742,8 @@ cdef class Kernel:
         if self.rate_bad:  # until two seconds in a row are right
             self._bad(RATE_CHANGED, now)
 
-    cdef void _stream_in(self) noexcept nogil:
+    cdef int _stream_in(self) noexcept nogil:
+        """Everything that is there, in bounded rounds; 0 where there was nothing."""
         cdef ssize_t n
         cdef int64_t now
         cdef int rounds
@@ -1162,7 +751,7 @@ cdef class Kernel:
             if self.s.source == UDP:
                 n = recv(self.stream_fd, self.chunk, CHUNK, MSG_DONTWAIT)
                 if n <= 0:
-                    return
+                    return rounds
                 now = now_ns()
                 self._datagram(<int>n, now)
                 continue
@@ -1172,13 +761,16 @@ cdef class Kernel:
                     if self.s.source == PMU:
                         drop(&self.reader, now_ns())
                         self.stream_fd = -1
-                return
+                return rounds
             now = now_ns()
             self.carry += <int>n
             if self.s.source == PMU:
                 self._frames(now)
+                if self.stream_fd < 0:
+                    return 1
             else:
                 self._block(now)
+        return 1
 
     cdef void _block(self, int64_t now) noexcept nogil:
         """Interleaved little-endian samples, as an IIO buffer gives them."""
@@ -1543,24 +1135,3 @@ cdef bytes ring_bytes(const char *ring, size_t width, int64_t size, int64_t tail
 INPUT_SIZE = sizeof(Input)
 OUTPUT_SIZE = sizeof(Output)
 CORE_SIZE = sizeof(Core)
-
-
-cdef void set_endpoint(Endpoint *end, dict words, list pieces) except *:
-    cdef bytes host = words["host"].encode()
-    cdef int i
-    if len(host) > 63:
-        raise ValueError("host is too long")
-    if len(pieces) > PIECES:
-        raise ValueError(f"at most {PIECES} values")
-    memset(end, 0, sizeof(Endpoint))
-    memcpy(end.host, <char *>host, len(host))
-    end.port = words["port"]
-    end.unit = words.get("unit", 0)
-    end.function = words.get("function", 0)
-    end.address = words.get("address", 0)
-    end.pieces = len(pieces)
-    for i, piece in enumerate(pieces):
-        end.piece[i].offset = piece["offset"]
-        end.piece[i].kind = ("u16", "s16", "u32", "s32", "f32").index(piece["type"])
-        end.piece[i].little = piece["word_order"] == "little"
-        end.piece[i].factor = piece["scale"] * piece["sign"]
