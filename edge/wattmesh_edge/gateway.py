@@ -125,6 +125,7 @@ class Gateway:
         self._source_task: asyncio.Task[Mapping[str, object]] | None = None
         self._source_due_s = 0.0
         self._reflex_starts = 0
+        self._scheduling_told = 0
         self.control = ControlCycle(
             self.drivers,
             self._maker,
@@ -481,6 +482,10 @@ class Gateway:
     def _take_frequency_events(self, *, last: bool = False) -> None:
         if self._reflex is None:
             return
+        if self._reflex_starts != self._scheduling_told and (told := self._reflex.scheduling_told()) is not None:
+            self._scheduling_told = self._reflex_starts
+            if told:
+                log.warning("%s", told)
         for event in self._reflex.events(self._clock.utc_ns(), self.messenger.session, last=last):
             self.outbox.add_record(record_line(event))
             if (alarm := fast.alarm_of(event)) is not None:

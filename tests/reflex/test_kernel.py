@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from reflex_kernels import MS, START, S, config, endpoint, events, play, profile, register_kernel, wave, wave_kernel
 from wattmesh_a2a.errors import ConfigurationError
 from wattmesh_edge.reflex import CAUSES, KINDS, Reflex, kernel_settings, load_profile, make_kernel
+from wattmesh_edge.reflex.twins import RegisterTwin
 
 WIDE = (-5000.0, 5000.0)
 
@@ -229,6 +230,33 @@ def test_limits_bind_whatever_the_frequency_does(baseline, low, high, frequencie
     one.publish(baseline, low, high, now=START)
     for written in play(one, frequencies):
         assert written is None or low - 1e-6 <= written <= high + 1e-6
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.floats(59.0, 61.0), min_size=4, max_size=25),
+    st.floats(-4000, 4000),
+    st.floats(-5000, 0),
+    st.floats(0, 5000),
+)
+def test_droop_is_what_the_standards_equation_says(corners, baseline, low, high):
+    """Against a model: the frequency by the register's twin, the power by P = Ppre + (60 - db - f) / (60 k), clamped."""
+    baseline = min(max(baseline, low), high)
+    one, twin = register_kernel(), RegisterTwin(60.0, 20 * MS)
+    one.publish(baseline, low, high, now=START)
+    at, held = START, baseline
+    for left, right in itertools.pairwise([60.0, *corners]):
+        steps = max(8, round(abs(right - left) / 0.05))
+        for step in range(steps):
+            value = left + (right - left) * step / steps + 1e-7 * (step % 2)
+            written = one.feed(at, value)
+            twin.push(at, value)
+            at += 20 * MS
+            held = written if written is not None else held
+            deviation = (twin.frequency_hz or 60.0) - 60.0
+            share = math.copysign(max(0.0, abs(deviation) - 0.036) / (60 * 0.05), deviation)
+            wanted = min(max(baseline + 5000 * max(-1.0, min(1.0, share)), low), high)
+            assert held == pytest.approx(wanted, abs=10.01), "never farther than the smallest change"
 
 
 def test_a_new_setpoint_of_the_arbiter_moves_the_response_with_it():

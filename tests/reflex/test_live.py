@@ -4,6 +4,7 @@ import array
 import ctypes
 import math
 import os
+import random
 import socket
 import struct
 import subprocess
@@ -15,19 +16,10 @@ from pathlib import Path
 
 import pytest
 import register_server
-from reflex_kernels import config, endpoint
+from reflex_kernels import config, endpoint, until
 from wattmesh_a2a.errors import ConfigurationError, UnavailableError
 from wattmesh_edge.reflex import Reflex, ReflexConfig, sources
 from wattmesh_edge.reflex.evidence import load_trace, replay
-
-
-def until(condition, seconds=5.0):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.005)
-    raise AssertionError("it did not come")
 
 
 class Device:
@@ -227,8 +219,11 @@ def test_scheduling_is_reported_as_it_really_is(reflex):
     one = reflex(realtime=True)
     assert one.snapshot().scheduling in {"SCHED_FIFO", "SCHED_OTHER"}
     assert isinstance(one.snapshot().memory_locked, bool)
+    granted = one.snapshot().scheduling == "SCHED_FIFO" and one.snapshot().memory_locked
+    assert bool(one.scheduling_told()) != granted
     plain = Reflex(config())
     assert plain.snapshot().scheduling == "not running"
+    assert plain.scheduling_told() is None
 
 
 # -- streams
@@ -367,18 +362,25 @@ def test_a_stream_that_ends_is_no_answer_and_an_event(streaming):
 
 def test_garbage_datagrams_are_counted_and_change_nothing(streaming):
     one, _ = streaming
-    before = one.snapshot().failures
-    chance = os.urandom
+    before, chance = one.snapshot().failures, random.Random(5)
+    values = [round(value * 1000) for value in samples_of(0.01, 2000.0)]
+    good = struct.pack("<4sHHIQdd", b"WMS1", 3, 20, 7, 10**6, 2000.0, 0.001) + struct.pack(f"<{len(values)}i", *values)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
-        for size in range(0, 200, 3):
-            out.sendto(chance(size), ("127.0.0.1", one.kernel and _port_of(one)))
-    until(lambda: one.snapshot().failures > before + 50)
-    assert one.snapshot().frequency_hz is None or one.snapshot().frequency_hz == pytest.approx(50.0, abs=0.01)
+        for _ in range(5000):
+            data = bytearray(good[: chance.randrange(len(good) + 1)] if chance.random() < 0.3 else good)
+            for _ in range(chance.randrange(1, 6)):
+                if data:
+                    data[chance.randrange(min(len(data), 44))] = chance.randrange(256)
+            out.sendto(bytes(data), ("127.0.0.1", _port_of(one)))
+    until(lambda: one.snapshot().failures > before + 500)
+    until(lambda: one.snapshot().cause == "valid", 10)
+    assert one.snapshot().frequency_hz == pytest.approx(50.0, abs=0.01)
 
 
 def _port_of(reflex):
     fd = reflex.config.source["fd"]
-    return socket.socket(fileno=os.dup(fd)).getsockname()[1]
+    with socket.fromfd(fd, socket.AF_INET, socket.SOCK_DGRAM) as bound:
+        return bound.getsockname()[1]
 
 
 def test_udp_from_elsewhere_is_refused():

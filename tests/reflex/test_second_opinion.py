@@ -1,6 +1,7 @@
 """Independent implementations: EPRI's OpenDER for IEEE 1547-2018, the synchrophasor package for IEEE C37.118.2."""
 
 import math
+import random
 import socket
 import struct
 import threading
@@ -8,7 +9,7 @@ import time
 import warnings
 
 import pytest
-from reflex_kernels import MS, START, S, config, endpoint, register_kernel
+from reflex_kernels import START, S, endpoint, register_kernel, until
 from wattmesh_a2a.errors import ConfigurationError, UnavailableError
 from wattmesh_edge.reflex import Reflex, ReflexConfig, load_profile, sources
 
@@ -215,15 +216,6 @@ class Pmu:
             thread.join(timeout=2)
 
 
-def until(condition, seconds=5.0):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.005)
-    raise AssertionError("it did not come")
-
-
 def listening(pmu):
     one = Reflex(
         ReflexConfig(
@@ -277,6 +269,17 @@ def test_configurations_that_do_not_serve_are_refused():
         sources.parse_configuration(good.convert2bytes()[:-1] + b"\x00")
     with pytest.raises(ConfigurationError, match="no valid CFG-2"):
         sources.parse_configuration(b"\xaa\x31\x00\x10" + bytes(12))
+    chance, whole = random.Random(2), good.convert2bytes()
+    for _ in range(20_000):
+        data = bytearray(whole[: chance.randrange(20, len(whole) + 1)] + bytes(chance.randrange(3)))
+        for _ in range(chance.randrange(4)):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        data[0], data[1] = 0xAA, 0x31
+        data[-2:] = sources.crc_ccitt(bytes(data[:-2])).to_bytes(2, "big")
+        try:
+            sources.parse_configuration(bytes(data))
+        except ConfigurationError:
+            continue
 
 
 def test_something_else_behind_the_port_is_one_clear_error():
@@ -294,8 +297,3 @@ def test_something_else_behind_the_port_is_one_clear_error():
         with pytest.raises((ConfigurationError, UnavailableError), match=r"no CFG-2|does not answer"):
             sources.pmu_source(f"127.0.0.1:{port}", id_code=7)
         thread.join()
-
-
-def test_the_clock_of_these_tests_is_the_kernels():
-    assert MS * 1000 == S
-    assert config().nominal_hz == 60

@@ -2,6 +2,7 @@
 
 import array
 import math
+import time
 
 from wattmesh_edge.reflex import Endpoint, ReflexConfig, Response, kernel_settings, make_kernel
 from wattmesh_edge.reflex.profile import ResponseProfile
@@ -74,3 +75,13 @@ def events(kernel, ended=True):
     rows, lost = kernel.drain_events()
     assert lost == 0
     return [row for row in rows if (row["end_ns"] is not None) == ended]
+
+
+def until(condition, seconds=5.0):
+    """What a condition gives as soon as it is true; a bounded wait for a thread."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.005)
+    raise AssertionError("it did not come")

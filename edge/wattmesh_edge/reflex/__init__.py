@@ -333,6 +333,16 @@ class Reflex:
             lateness_max_ms=values["lateness_max_ms"],
         )
 
+    def scheduling_told(self) -> str | None:
+        """What the system did not grant the thread, for people; empty where it has all, none before it runs."""
+        values = self.kernel.snapshot()
+        if values["fifo"] is None:
+            return None
+        lacks = [name for name, key in (("SCHED_FIFO", "fifo"), ("locked memory", "locked")) if not values[key]]
+        if not lacks or not self.config.realtime:
+            return ""
+        return f"the reflex runs without {' and '.join(lacks)}: its tail is the scheduler's (docs/reflex.md says what to grant)"
+
     def events(self, utc_ns: int, session: str, *, last: bool = False) -> list[FrequencyEvent]:
         """Events that began or ended since the last call, stamped by the site's clock; keeps their traces.
 

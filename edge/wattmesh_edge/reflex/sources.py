@@ -233,21 +233,21 @@ def parse_configuration(frame: bytes) -> dict[str, Any]:
     ):
         raise ConfigurationError("the PMU's answer is no valid CFG-2 frame")
     (count,) = struct.unpack_from(">H", frame, 18)
+    if count != 1:
+        raise ConfigurationError(f"the stream holds {count} PMUs; ask the concentrator for one")
     form, phasors, analogs, digitals = struct.unpack_from(">HHHH", frame, 38)
     if phasors < 1:
         raise ConfigurationError("the PMU sends no phasor, so its voltage is not known")
-    at = 46 + 16 * (phasors + analogs + 16 * digitals)
-    (unit,) = struct.unpack_from(">I", frame, at)
-    at += 4 * (phasors + analogs + digitals)
-    if at + 2 > len(frame) - 2:
-        raise ConfigurationError("the PMU's CFG-2 frame is shorter than what it announces")
-    (nominal,) = struct.unpack_from(">H", frame, at)
+    units_at = 46 + 16 * (phasors + analogs + 16 * digitals)
+    nominal_at = units_at + 4 * (phasors + analogs + digitals)
+    if nominal_at + 8 != len(frame):  # FNOM, CFGCNT, DATA_RATE, CHK
+        raise ConfigurationError("the PMU's CFG-2 frame is not as long as what it announces")
+    (unit,) = struct.unpack_from(">I", frame, units_at)
+    (nominal,) = struct.unpack_from(">H", frame, nominal_at)
     (rate,) = struct.unpack_from(">h", frame, len(frame) - 4)
     polar, phasor_float, analog_float, freq_float = (bool(form >> bit & 1) for bit in (0, 1, 2, 3))
     freq_at = 16 + phasors * (8 if phasor_float else 4)
     size = freq_at + (8 if freq_float else 4) + analogs * (4 if analog_float else 2) + digitals * 2
-    if count != 1:
-        raise ConfigurationError(f"the stream holds {count} PMUs; ask the concentrator for one")
     return {
         "stat_at": 14, "phasor_at": 16, "phasor_float": phasor_float, "phasor_polar": polar, "freq_at": freq_at,
         "freq_float": freq_float, "phasor_scale": 1.0 if phasor_float else (unit & 0xFFFFFF) * 1e-5, "frame": size + 2,
