@@ -35,7 +35,7 @@ def fleet_file(folder, *sites, more=""):
 @pytest.mark.parametrize(
     ("sites", "more", "says"),
     [
-        ([{"battery": ", template: sunspec_batery"}], "", ":2: sites[0].battery.template: .*there are: carlo_gavazzi"),
+        ([{"battery": ", template: sunspec_batery"}], "", ":2: sites[0].battery.template: .*there are: abb_b23_b24"),
         ([{"meter": ", template: sunspec_battery"}], "", "template of a device of kind 'battery'; this is the meter"),
         ([{}, {}], "", "h stands twice"),
         ([{"port": 15002}, {"id": "i", "port": 15002}], "", "two devices want port 15002"),
