@@ -259,6 +259,48 @@ def test_droop_is_what_the_standards_equation_says(corners, baseline, low, high)
             assert held == pytest.approx(wanted, abs=10.01), "never farther than the smallest change"
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([60.0, 59.3, 58.0, 61.0, None]),
+            st.integers(1, 60),
+            st.floats(-5000, 0),
+            st.floats(0, 5000),
+            st.floats(-1, 1),
+        ),
+        min_size=2,
+        max_size=12,
+    )
+)
+def test_limits_bind_while_they_change(stretches):
+    """Whatever the reflex is doing (drooping, holding, falling, returning), the newest limits bind the next setpoint."""
+    one, at, count = register_kernel(), START, 0
+    for hertz, steps, low, high, share in stretches:
+        baseline = -low * share if share < 0 else high * share
+        baseline = min(max(baseline, low), high)
+        one.publish(baseline, low, high, now=at)
+        for _ in range(steps):
+            count += 1
+            written = one.feed(at, None if hertz is None else hertz + 1e-6 * (count % 2))
+            assert written is None or low - 1e-6 <= written <= high + 1e-6
+            at += 20 * MS
+
+
+def test_a_setpoint_that_was_lost_is_made_good_also_the_last_one(kernel_of_a_lost_write):
+    assert kernel_of_a_lost_write.feed(START + 10 * S, 60.0) == 700.0
+
+
+@pytest.fixture
+def kernel_of_a_lost_write():
+    one = register_kernel()
+    one.publish(700.0, *WIDE, now=START)
+    play(one, [60.0, 60.001] * 5 + [59.5, 59.501] * 10 + [60.0, 60.001] * 20)
+    assert one.responding() is None
+    one.written_by_others()
+    return one
+
+
 def test_a_new_setpoint_of_the_arbiter_moves_the_response_with_it():
     one = register_kernel()
     one.publish(0.0, *WIDE, now=START)

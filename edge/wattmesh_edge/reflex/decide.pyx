@@ -359,7 +359,7 @@ cdef int decide_step(Decider *d, const Estimate *e, int64_t now, const Limits *l
                 d.blocks[i].since_ns = now
             d.blocks[i].now_pu = 0
         target = clamp(limits.safe_w, low, high)
-        d.target_w = clamp(target, d.target_w - most, d.target_w + most)
+        d.target_w = clamp(clamp(target, d.target_w - most, d.target_w + most), low, high)  # no slope outlasts a limit
         active = 1
     elif not valid:
         if not d.responding:
@@ -376,7 +376,7 @@ cdef int decide_step(Decider *d, const Estimate *e, int64_t now, const Limits *l
             if fabs(target - d.target_w) <= most:
                 d.returning = 0
             else:
-                target = d.target_w + (most if target > d.target_w else -most)
+                target = clamp(d.target_w + (most if target > d.target_w else -most), low, high)
                 active = 1
         d.target_w = target
     if not active:

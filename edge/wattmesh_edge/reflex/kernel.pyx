@@ -175,6 +175,8 @@ cdef int core_apply(Core *c, const Input *one, double *wanted, Output *out) noex
         decide_wrote(&c.d, one.v[0], one.t, one.now)
         return 0
     elif one.kind == REWRITE:
+        if c.d.has_written:  # a lost write is made good, also the one that gave the battery back
+            c.d.responding = 1
         c.d.has_written = 0
         return 0
     else:
