@@ -127,6 +127,8 @@ class BaseDriver(ABC):
         self._retry_at = 0.0
         self._written: dict[str, tuple[float, int]] = {}
         self._fed_ns: dict[str, int] = {}
+        self._flash_writes: dict[str, tuple[int, int]] = {}
+        """Day (UTC) and writes of it, by control whose register is kept in flash."""
         self._said = False
 
     # -- what a protocol does
@@ -201,8 +203,8 @@ class BaseDriver(ABC):
         self._retry_at = asyncio.get_running_loop().time() + self._backoff_s * random.uniform(0.8, 1.2)
         self._backoff_s = min(_BACKOFF_LAST_S, self._backoff_s * 2)
 
-    async def control(self, name: str, value: float) -> Outcome:
-        """See :class:`Driver`."""
+    async def control(self, name: str, value: float, *, urgent: bool = False) -> Outcome:
+        """See :class:`Driver`. ``urgent``: the safe state, which no budget holds back."""
         model = self.template.controls.get(name)
         if model is None:
             return Rejected(reason=f"{self.asset.id} has no control {name!r}")
@@ -213,10 +215,12 @@ class BaseDriver(ABC):
             return Rejected(reason=f"{name} = {value} is outside {minimum:g}..{maximum:g}")
         if self.state is not DriverState.READY:
             return Failed(reason=f"{self.asset.id} is not connected", retryable=True)
-        last_value, _ = self._written.get(name, (math.nan, 0))
+        last_value, last_ns = self._written.get(name, (math.nan, 0))
         fed = self._clock.monotonic_ns() - self._fed_ns.get(name, 0) < self._hold_ns(model)
         if value == last_value and fed:
             return Applied(value=value)
+        if not urgent and (refused := self._too_often(name, model, last_ns)) is not None:
+            return refused
         try:
             return await self._carry_out(name, model, value)
         except UnavailableError as error:
@@ -224,6 +228,26 @@ class BaseDriver(ABC):
             return Failed(reason=str(error), retryable=True)
         except ConfigurationError as error:
             return Failed(reason=str(error), retryable=False)
+
+    def _too_often(self, name: str, model: ControlModel, last_ns: int) -> Rejected | None:
+        """What the template's pace and its budget of flash writes say against a write now."""
+        since_ms = (self._clock.monotonic_ns() - last_ns) / 1e6
+        if last_ns and since_ms < model.minimum_interval_ms:
+            return Rejected(
+                reason=f"{name} of {self.asset.id} takes a value every {model.minimum_interval_ms} ms, and the last is "
+                f"{since_ms:.0f} ms ago"
+            )
+        if model.storage != "flash" or model.writes_per_day is None:
+            return None
+        day = self._clock.utc_ns() // (86_400 * NS_PER_S)
+        if self._flash_writes.get(name, (day, 0))[0] != day:
+            self._flash_writes.pop(name, None)
+        if self._flash_writes.get(name, (day, 0))[1] >= model.writes_per_day:
+            return Rejected(
+                reason=f"{name} of {self.asset.id} is kept in flash, and its {model.writes_per_day} writes of this day (UTC) "
+                f"are used up"
+            )
+        return None
 
     async def _carry_out(self, name: str, model: ControlModel, value: float) -> Outcome:
         # Constants (mode, enable, the watchdog's time) are written when their hold is over; between, the target alone.
@@ -237,6 +261,10 @@ class BaseDriver(ABC):
         if feed:
             self._fed_ns[name] = now
         self.counters["writes"] += 1
+        if model.storage == "flash":
+            day = self._clock.utc_ns() // (86_400 * NS_PER_S)
+            used = self._flash_writes.get(name, (day, 0))
+            self._flash_writes[name] = (day, used[1] + 1 if used[0] == day else 1)
         if model.readback is not None:
             got = await self._read_setting(self.template.setting(model.readback))
             if abs(got - value) > max(1.0, abs(value) * 0.005):
@@ -265,7 +293,7 @@ class BaseDriver(ABC):
 
     async def apply_safe_state(self) -> list[Outcome]:
         """See :class:`Driver`."""
-        return [await self.control(name, value) for name, value in self.template.safe_state.items()]
+        return [await self.control(name, value, urgent=True) for name, value in self.template.safe_state.items()]
 
     async def close(self) -> None:
         """See :class:`Driver`."""

@@ -214,8 +214,9 @@ class ControlCycle:
         if power is None:  # it has just gone quiet, and has written the baseline itself
             return "Applied"
         outcome = await driver.control(CONTROL, power)
-        if reflex.responding() != power:
+        if reflex.responding() != power:  # it moved on meanwhile: what was written or read back is not what it holds
             reflex.written_by_others()
+            return "Applied"
         return type(outcome).__name__
 
     async def _apply(self, decision: Decision, image: SiteImage) -> str:
@@ -245,6 +246,9 @@ class ControlCycle:
                     self._reflex[battery].written_by_others()  # it began while we wrote
             case Rejected(reason=reason) | Failed(reason=reason):
                 self._held.pop(battery, None)
+                if (reflex := self._reflex.get(battery)) is not None and reflex.responding() is not None:
+                    reflex.written_by_others()  # it began between the write and its readback
+                    return "Applied"
                 if battery not in self._failing:
                     self._failing.add(battery)
                     log.warning("%s did not take %s W: %s", battery, target, reason)

@@ -43,6 +43,39 @@ async def test_a_control_outside_its_limits_writes_nothing(bench):
     assert bench.home.writes == 0
 
 
+def with_control(driver, **change):
+    """The driver's battery control as a template of its own would have it."""
+    control = driver.template.controls["active_power_w"].model_copy(update=change)
+    driver.template = driver.template.model_copy(update={"controls": {"active_power_w": control}})
+    return driver
+
+
+async def test_a_control_kept_in_flash_has_a_budget_a_day(bench):
+    driver = with_control(bench.driver("battery", "sunspec_battery"), storage="flash", writes_per_day=3)
+    await driver.poll()
+    for value in (100, 200, 200, 300):
+        assert isinstance(await driver.control("active_power_w", value), Applied)
+    writes = bench.home.writes
+    refused = await driver.control("active_power_w", 400)
+    assert isinstance(refused, Rejected)
+    assert "3 writes of this day" in refused.reason
+    assert bench.home.writes == writes, "an unchanged value cost nothing, a refused one neither"
+    assert isinstance((await driver.apply_safe_state())[0], Applied), "safety has no budget"
+    await bench.clock.advance(24 * 3600)
+    await driver.poll()
+    assert isinstance(await driver.control("active_power_w", 400), Applied), "a new day"
+
+
+async def test_a_controls_pace_is_kept(bench):
+    driver = with_control(bench.driver("battery", "sunspec_battery"), minimum_interval_ms=5000)
+    await driver.poll()
+    assert isinstance(await driver.control("active_power_w", 100), Applied)
+    await bench.clock.advance(2)
+    assert isinstance(await driver.control("active_power_w", 200), Rejected)
+    await bench.clock.advance(4)
+    assert isinstance(await driver.control("active_power_w", 200), Applied)
+
+
 async def test_an_unchanged_setpoint_is_rewritten_before_the_watchdog_bites(bench):
     driver = bench.driver("battery", "sunspec_battery")
     await driver.poll()

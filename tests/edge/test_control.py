@@ -184,6 +184,24 @@ async def test_a_driver_with_a_mistake_of_its_own_does_not_end_control(cycle, de
     assert len([r for r in caplog.records if "driver of inverter" in r.getMessage()]) == 1
 
 
+async def test_a_response_that_begins_between_write_and_readback_is_no_failure(cycle, devices):
+    reflex = Reflex()
+    one = cycle(Wish(0.0), reflex={"battery": reflex})
+    devices["battery"].outcome = Failed(reason="was written as 1 and reads back as 2", retryable=True)
+    await one.cycle()
+    assert one.records[-1][2]["battery"] == "Failed"
+    reflex.power = None
+
+    def began():
+        reflex.asked = getattr(reflex, "asked", 0) + 1
+        return None if reflex.asked == 1 else -900.0  # quiet when the cycle asks, responding after the write
+
+    reflex.responding = began
+    await one.cycle()
+    assert one.records[-1][2]["battery"] == "Applied"
+    assert reflex.rewrites == 1
+
+
 async def test_the_reflex_is_given_the_range_that_charge_and_connection_leave(cycle, devices):
     reflex = Reflex()
     devices["battery"].set(soc_percent=100.0)
