@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -120,19 +120,18 @@ def _thinned(points: Sequence[Point]) -> Sequence[Point]:
     return kept
 
 
-def _path(points: Sequence[Point], at: object, *, steps: bool, end: float) -> str:
-    place = at
+def _path(points: Sequence[Point], place: Callable[[float, float], str], *, steps: bool, end: float) -> str:
     out, pen, last = [], False, None
     for x, y in points:
         if not math.isfinite(y):
             pen = False
             continue
         if steps and pen and last is not None:
-            out.append("L" + place(x, last))  # type: ignore[operator]  # a local function of the caller
-        out.append(("L" if pen else "M") + place(x, y))  # type: ignore[operator]
+            out.append("L" + place(x, last))
+        out.append(("L" if pen else "M") + place(x, y))
         pen, last = True, y
     if steps and pen and last is not None:
-        out.append("L" + place(end, last))  # type: ignore[operator]
+        out.append("L" + place(end, last))
     return "".join(out)
 
 
