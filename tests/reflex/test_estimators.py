@@ -43,6 +43,14 @@ def test_register_and_twin_agree(samples, refresh_ns):
                 assert row[AT["rocof_500"]] == pytest.approx(half[1], abs=1e-5)
 
 
+def test_a_step_of_the_register_does_not_overshoot():
+    estimator = RegisterEstimator(60.0, 0.0, 20_000_000)
+    seen = [
+        estimator.push(10**12 + i * 20_000_000, (60.0 if i < 10 else 59.5,))[1][AT["frequency_hz"]] for i in range(40)
+    ]
+    assert min(value for value in seen if not math.isnan(value)) == 59.5
+
+
 # -- a waveform
 
 

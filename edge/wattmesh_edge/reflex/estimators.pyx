@@ -464,12 +464,14 @@ cdef int line_fit(Register *r, int64_t window, double *at_end, double *slope, do
     """Least squares on the samples' own times within a window that ends at the newest; how many there were."""
     cdef int i, n = 0
     cdef int64_t newest = r.times[r.count - 1]
-    cdef double x, y, sx = 0, sy = 0, sxx = 0, sxy = 0, spread, sum2 = 0, base = r.values[r.count - 1]
+    cdef double x, y, sx = 0, sy = 0, sxx = 0, sxy = 0, spread, sum2 = 0, base = r.values[r.count - 1], low = 0, high = 0
     for i in range(r.count - 1, -1, -1):
         if newest - r.times[i] > window:
             break
         x = <double>(r.times[i] - newest) * 1e-9
         y = r.values[i] - base
+        low = y if y < low else low
+        high = y if y > high else high
         n += 1
         sx += x
         sy += y
@@ -487,6 +489,8 @@ cdef int line_fit(Register *r, int64_t window, double *at_end, double *slope, do
         x = <double>(r.times[i] - newest) * 1e-9
         y = r.values[i] - base - at_end[0] - slope[0] * x
         sum2 += y * y
+    # On a step a line overshoots; the frequency was never beyond its samples.
+    at_end[0] = low if at_end[0] < low else high if at_end[0] > high else at_end[0]
     at_end[0] += base
     residual[0] = sqrt(sum2 / n)
     return n

@@ -166,7 +166,7 @@ class RegisterTwin:
         self._samples.clear()
 
     def line(self, window_ns: int) -> tuple[float, float] | None:
-        """(value at the newest sample, slope a second) of the samples within a window; none with fewer than three."""
+        """(value at the newest sample, never beyond the samples; slope a second) within a window; none with fewer than three."""
         newest = self._samples[-1][0]
         rows = [((time - newest) * 1e-9, value) for time, value in self._samples if newest - time <= window_ns]
         if len(rows) < 3:
@@ -174,7 +174,8 @@ class RegisterTwin:
         count, sx, sy = len(rows), sum(x for x, _ in rows), sum(y for _, y in rows)
         sxx, sxy = sum(x * x for x, _ in rows), sum(x * y for x, y in rows)
         slope = (count * sxy - sx * sy) / (count * sxx - sx * sx)
-        return (sy - slope * sx) / count, slope
+        values = [value for _, value in rows]
+        return min(max((sy - slope * sx) / count, min(values)), max(values)), slope
 
     @property
     def frequency_hz(self) -> float | None:
