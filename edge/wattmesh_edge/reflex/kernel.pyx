@@ -825,7 +825,7 @@ cdef class Kernel:
         memcpy(&first, p + 12, 8)
         memcpy(&rate, p + 20, 8)
         memcpy(&scale, p + 28, 8)
-        if channels != self.s.channels or samples == 0 or size != 36 + 4 * channels * samples or first < 0 or not scale > 0:
+        if channels != self.s.channels or samples == 0 or size != 36 + 4 * channels * samples or not 0 <= first < (<int64_t>1 << 62) or not scale > 0:
             self.failures += 1
             return
         if not (0.9999 < rate / self.s.rate_hz < 1.0001):
