@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import logging
+import math
 import signal
 from datetime import UTC, datetime
 from pathlib import Path
@@ -106,6 +107,9 @@ def event(argv: list[str]) -> int:
     test.add_argument("profile", help="its name, or a file of one's own (.yaml)")
     test.add_argument("--nominal-hz", type=float, choices=(50, 60))
     test.add_argument("--power-w", type=float, default=5000.0)
+    test.add_argument(
+        "--battery-lag-ms", type=float, default=100.0, help="time constant of the battery inverter; measure it on yours"
+    )
     test.add_argument("--out", type=Path, help="default: prequalification-PROFILE.html")
     arguments = parser.parse_args(argv)
     handlers = {
@@ -192,7 +196,7 @@ def _scan(arguments: argparse.Namespace) -> int:
 
 def _prequalify(arguments: argparse.Namespace) -> int:
     from wattmesh_edge.reflex import load_profile
-    from wattmesh_edge.reflex.prequalify import prequalify, report_page
+    from wattmesh_edge.reflex.prequalify import Bench, prequalify, report_page
 
     profile = load_profile(arguments.profile)
     nominal_hz = arguments.nominal_hz or profile.nominal_hz[0]
@@ -200,9 +204,12 @@ def _prequalify(arguments: argparse.Namespace) -> int:
         raise ConfigurationError(f"profile {profile.id} is not for {nominal_hz:g} Hz")
     if not profile.moves:
         raise ConfigurationError(f"profile {profile.id} moves nothing: there is nothing to test")
-    courses = prequalify(profile, nominal_hz, arguments.power_w)
+    if not (0 < arguments.battery_lag_ms <= 60_000 and 0 < arguments.power_w < math.inf):
+        raise ConfigurationError("--power-w and --battery-lag-ms are positive; a lag is at most a minute")
+    bench = Bench(nominal_hz=nominal_hz, power_w=arguments.power_w, battery_lag_s=arguments.battery_lag_ms / 1000)
+    courses = prequalify(profile, bench)
     out = arguments.out or Path(f"prequalification-{profile.id}.html")
-    out.write_text(report_page(profile, nominal_hz, arguments.power_w, courses), encoding="utf-8")
+    out.write_text(report_page(profile, bench, courses), encoding="utf-8")
     failed = [(course.name, check) for course in courses for check in course.checks if not check[3]]
     for name, (what, value, wanted, _) in failed:
         print(f"FAILED {name}: {what} {value}, wanted {wanted}")
