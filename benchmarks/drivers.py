@@ -85,7 +85,7 @@ async def requests() -> list[Row]:
     rows: list[Row] = []
     try:
         server = fleet.servers["h", "meter"]
-        link = ModbusLink("127.0.0.1", server.port, server.unit, timeout_s=1.0)
+        link = ModbusLink.tcp("127.0.0.1", server.port, server.unit, timeout_s=1.0)
         await link.open()
         bare = AsyncModbusTcpClient("127.0.0.1", port=server.port, retries=0)
         await bare.connect()

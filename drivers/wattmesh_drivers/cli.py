@@ -88,7 +88,7 @@ async def _discover(host: str, port: int, unit: int) -> int:
     from wattmesh_drivers.modbus.link import ModbusLink
     from wattmesh_drivers.modbus.sunspec import discover as find_models
 
-    link = ModbusLink(host, port, unit, timeout_s=2.0)
+    link = ModbusLink.tcp(host, port, unit, timeout_s=2.0)
     await link.open()
     try:
         models = await find_models(link)

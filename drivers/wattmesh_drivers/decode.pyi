@@ -11,6 +11,9 @@ S64: int
 F32: int
 F64: int
 
+def crc16(data: bytes | bytearray | memoryview) -> int:
+    """Checksum of an RTU frame (MODBUS over Serial Line 1.02, 6.2.2), sent low byte first; 0 over a frame with its own."""
+
 class BlockDecoder:
     """How to decode one block of registers: prepared once, used each poll.
 
@@ -22,9 +25,12 @@ class BlockDecoder:
         sentinels: Type ``q``; raw value (signed reading of the register's own width for s16 and s32) that means no data.
         has_sentinel: One byte a point.
         targets: Type ``i``; index of each point in the result.
+        highs: Type ``i``; register offset of the high word of a value of two words, where it is not beside the low one,
+            which is then at the offset; -1 elsewhere.
+        biases: Type ``d``; added after scaling.
 
     Raises:
-        ValueError: The arrays differ in length, a type is unknown or a target negative.
+        ValueError: The arrays differ in length, a type is unknown, a target negative or a high word of no use.
     """
 
     def __init__(
@@ -36,6 +42,8 @@ class BlockDecoder:
         sentinels: array[int],
         has_sentinel: bytes | bytearray,
         targets: array[int],
+        highs: array[int] | None = None,
+        biases: array[float] | None = None,
     ) -> None: ...
     def decode(self, registers: array[int], values: array[float], qualities: bytearray) -> int:
         """Decode one block into ``values`` and ``qualities``.

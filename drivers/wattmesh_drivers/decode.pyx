@@ -11,14 +11,44 @@ U16, S16, U32, S32, U64, S64, F32, F64 = range(8)
 cdef int[8] WORDS = [1, 1, 2, 2, 4, 4, 2, 4]
 
 
+cdef uint16_t[256] CRC_TABLE
+
+
+cdef void _fill_crc_table():
+    cdef int i, k
+    cdef uint16_t value
+    for i in range(256):
+        value = <uint16_t>i
+        for k in range(8):
+            value = (value >> 1) ^ 0xA001 if value & 1 else value >> 1
+        CRC_TABLE[i] = value
+
+
+_fill_crc_table()
+
+
+def crc16(const unsigned char[::1] data):
+    """Checksum of an RTU frame; see decode.pyi."""
+    cdef uint16_t crc = 0xFFFF
+    cdef Py_ssize_t i
+    for i in range(data.shape[0]):
+        crc = (crc >> 8) ^ CRC_TABLE[(crc ^ data[i]) & 0xFF]
+    return crc
+
+
 cdef struct Row:
     int offset
+    int before
+    int reach
+    int high
+    int low
     int target
     unsigned char kind
     unsigned char words
     unsigned char little
     unsigned char has_sentinel
     double factor
+    double bias
     int64_t sentinel
 
 
@@ -31,11 +61,14 @@ cdef class BlockDecoder:
 
     def __cinit__(self, const int[::1] offsets, const int[::1] types, const unsigned char[::1] little,
                   const double[::1] factors, const int64_t[::1] sentinels,
-                  const unsigned char[::1] has_sentinel, const int[::1] targets):
+                  const unsigned char[::1] has_sentinel, const int[::1] targets,
+                  const int[::1] highs=None, const double[::1] biases=None):
         cdef Py_ssize_t count = offsets.shape[0]
         cdef Py_ssize_t i
         if (types.shape[0] != count or little.shape[0] != count or factors.shape[0] != count
                 or sentinels.shape[0] != count or has_sentinel.shape[0] != count or targets.shape[0] != count):
+            raise ValueError("the arrays differ in length")
+        if (highs is not None and highs.shape[0] != count) or (biases is not None and biases.shape[0] != count):
             raise ValueError("the arrays differ in length")
         self.rows = <Row*>calloc(count or 1, sizeof(Row))
         if self.rows == NULL:
@@ -43,9 +76,19 @@ cdef class BlockDecoder:
         for i in range(count):
             if not 0 <= types[i] <= 7 or targets[i] < 0:
                 raise ValueError(f"row {i} has an unknown type or a negative target")
+            if highs is not None and highs[i] >= 0 and WORDS[types[i]] != 2:
+                raise ValueError(f"row {i}: only a value of two words can have them apart")
+            # In registers from the offset: how far back and how far on the value reaches, and where its two words are.
             self.rows[i] = Row(offset=offsets[i], target=targets[i], kind=types[i], words=WORDS[types[i]],
                                little=little[i] != 0, has_sentinel=has_sentinel[i] != 0,
-                               factor=factors[i], sentinel=sentinels[i])
+                               factor=factors[i], bias=0.0 if biases is None else biases[i], sentinel=sentinels[i],
+                               before=0, reach=WORDS[types[i]],
+                               high=0 if little[i] == 0 else 1, low=1 if little[i] == 0 else 0)
+            if highs is not None and highs[i] >= 0:  # the low word is at the offset, the high one elsewhere
+                self.rows[i].low = 0
+                self.rows[i].high = highs[i] - offsets[i]
+                self.rows[i].before = min(0, self.rows[i].high)
+                self.rows[i].reach = max(0, self.rows[i].high) + 1
             self.targets_end = max(self.targets_end, targets[i] + 1)
         self.count = count
 
@@ -76,7 +119,7 @@ cdef int _decode(const Row* rows, Py_ssize_t count, const uint16_t* registers, P
     cdef float narrow
     for i in range(count):
         row = &rows[i]
-        if row.offset < 0 or row.offset > length - row.words:
+        if <int64_t>row.offset + row.before < 0 or row.offset > length - row.reach:
             values[row.target] = NAN
             qualities[row.target] = 2
             continue
@@ -85,7 +128,7 @@ cdef int _decode(const Row* rows, Py_ssize_t count, const uint16_t* registers, P
             number = <int64_t><int16_t>at[0] if row.kind == 1 else <int64_t>at[0]
             value = <double>number
         elif row.words == 2:
-            wide = (<uint32_t>at[row.little] << 16) | at[1 - row.little]  # little is 0 or 1
+            wide = (<uint32_t>at[row.high] << 16) | at[row.low]
             number = <int64_t><int32_t>wide if row.kind == 3 else <int64_t>wide
             if row.kind == 6:
                 memcpy(&narrow, &wide, 4)
@@ -102,7 +145,7 @@ cdef int _decode(const Row* rows, Py_ssize_t count, const uint16_t* registers, P
                 memcpy(&value, &raw, 8)
             else:
                 value = <double>raw if row.kind == 4 else <double>number
-        value = value * row.factor
+        value = value * row.factor + row.bias
         if not isfinite(value) or (row.has_sentinel and number == row.sentinel):
             values[row.target] = NAN
             qualities[row.target] = 2

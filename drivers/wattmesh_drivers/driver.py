@@ -6,13 +6,14 @@ import asyncio
 import logging
 import math
 import random
+import time
 from abc import ABC, abstractmethod
 from array import array
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.control import Applied, Failed, Outcome, Rejected
@@ -20,13 +21,22 @@ from wattmesh_a2a.devices import Access, Asset, Point, Quality
 from wattmesh_a2a.errors import ConfigurationError, UnavailableError
 
 from wattmesh_drivers.kinds import quantity_and_unit
-from wattmesh_drivers.template import ControlModel, PointModel, Template
+from wattmesh_drivers.template import ControlModel, PointModel, Template, readbacks
 
 log = logging.getLogger(__name__)
 
-_BACKOFF_FIRST_S, _BACKOFF_LAST_S = 0.5, 30.0
+_BACKOFF_FIRST_S, _BACKOFF_LAST_S = 0.5, 10.0
+_ATTEMPT_SHOWN_S = 0.05
+"""An attempt to reach a device that takes longer goes on behind the back of the poll that began it."""
 _FRESH_SHARE = 0.5
 """A watchdog is fed again after this share of its time."""
+_HOLD_S = 3600.0
+"""Without a watchdog a value that stands is written again so often, in case the device was restarted unseen."""
+_FLASH_AT_ONCE = 0.1
+"""Share of a day's flash writes that may be used at its beginning; the rest comes with the hours, so that no setpoint is
+stuck for the rest of a day."""
+_READBACK_SHARE = 0.005
+"""What a device may round off a setting that it reads back."""
 
 
 class DriverState(Enum):
@@ -96,8 +106,31 @@ class Driver(Protocol):
         ...
 
 
+class BusyError(UnavailableError):
+    """The device answered that it cannot just now: nothing is wrong with the connection."""
+
+
+class BaseOptions(TypedDict, total=False):
+    """What every driver takes; see :class:`BaseDriver`."""
+
+    rated_power_w: float | None
+    rated_energy_wh: float | None
+    flash_writes: MutableMapping[str, tuple[int, int]] | None
+    monotonic: Callable[[], float]
+
+
 class BaseDriver(ABC):
-    """What the protocols share; a protocol opens, reads, writes and closes."""
+    """What the protocols share; a protocol opens, reads, writes and closes.
+
+    Args:
+        asset_id: Its name at the site.
+        template: What it is.
+        clock: Stamps readings, times watchdogs and budgets.
+        rated_power_w: Limits its controls.
+        rated_energy_wh: Of a storage.
+        flash_writes: Control → day (UTC) and its writes into flash, kept by whoever lives longer than this process.
+        monotonic: Real time, for pauses between attempts to reach an absent device.
+    """
 
     def __init__(
         self,
@@ -107,6 +140,8 @@ class BaseDriver(ABC):
         *,
         rated_power_w: float | None = None,
         rated_energy_wh: float | None = None,
+        flash_writes: MutableMapping[str, tuple[int, int]] | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.template = template
         self.asset = Asset(
@@ -123,13 +158,29 @@ class BaseDriver(ABC):
         self.source_times_ns = array("q", [0] * count)
         self.counters: Counter[str] = Counter()
         self._clock = clock
+        self._monotonic = monotonic
         self._backoff_s = _BACKOFF_FIRST_S
-        self._retry_at = 0.0
-        self._written: dict[str, tuple[float, int]] = {}
+        self._retry_at = -math.inf
+        self._attempt: asyncio.Task[None] | None = None
+        self._holding: dict[str, tuple[float, int]] = {}
+        """Setting → what we wrote last and when; forgotten whenever the device may hold something else."""
         self._fed_ns: dict[str, int] = {}
-        self._flash_writes: dict[str, tuple[int, int]] = {}
-        """Day (UTC) and writes of it, by control whose register is kept in flash."""
+        """Control → when all its steps were written last."""
+        self._paced_ns: dict[str, int] = {}
+        """Control → when anything of it was written last."""
+        self._flash_writes = flash_writes if flash_writes is not None else {}
         self._said = False
+        names = {model.id: index for index, model in enumerate(template.points)}
+        self._sums = [
+            (names[model.id], [(names[name], factor) for name, factor in model.sum.items()])
+            for model in template.points
+            if model.sum is not None
+        ]
+        frozen = template.frozen
+        self._living = [names[name] for name in frozen.points] if frozen else []
+        self._lived: list[float] = []
+        self._lived_ns = 0
+        self._stood_polls = 0
 
     # -- what a protocol does
 
@@ -147,17 +198,25 @@ class BaseDriver(ABC):
 
     @abstractmethod
     async def _read_setting(self, setting: PointModel) -> float:
-        """Read one setting back; raises UnavailableError."""
+        """Read one setting back; raises UnavailableError or ConfigurationError (the device refuses)."""
 
     @abstractmethod
     async def _shut(self) -> None:
         """Drop the connection; never raises."""
 
     @abstractmethod
+    def _step_of(self, setting: PointModel) -> float:
+        """Smallest difference that the device can hold of a setting, in its unit; 0 for a floating number."""
+
+    @abstractmethod
     def register_of(self, point_id: str) -> RegisterLocation | None:
         """See :class:`Driver`."""
 
-    # -- what they share
+    def _pause_at_most_s(self) -> float:
+        """Longest pause between two attempts to reach the device; 0 where nobody else is slowed by them."""
+        return 0.0
+
+    # -- reading
 
     async def connect(self) -> None:
         """See :class:`Driver`."""
@@ -168,18 +227,25 @@ class BaseDriver(ABC):
             raise
         self.state = DriverState.READY
         self._backoff_s = _BACKOFF_FIRST_S
-        self._written.clear()  # the device may have been restarted: what it holds is not known
+        self._retry_at = -math.inf
+        self._holding.clear()  # the device may have been restarted: what it holds is not known
+        self._fed_ns.clear()
 
     async def poll(self) -> bool:
         """See :class:`Driver`."""
         try:
-            if self.state is not DriverState.READY:
-                if asyncio.get_running_loop().time() < self._retry_at:
-                    return False
-                await self.connect()
+            if self.state is not DriverState.READY and not await self._reached():
+                return False
             await self._read()
+        except BusyError as error:
+            self._bad(error)
+            return False
         except (UnavailableError, ConfigurationError) as error:
             await self._lost(error)
+            return False
+        for target, terms in self._sums:
+            self._add_up(target, terms)
+        if self._living and self._stands_still():
             return False
         self.counters["polls"] += 1
         if self._said:
@@ -187,21 +253,67 @@ class BaseDriver(ABC):
             log.warning("%s answers again", self.asset.id)
         return True
 
+    async def _reached(self) -> bool:
+        """Try to reach the device, off to the side: a dead one never holds up those who poll with it."""
+        if self._attempt is None:
+            if self._monotonic() < self._retry_at:
+                return False
+            self._attempt = asyncio.get_running_loop().create_task(self.connect(), name=f"reach {self.asset.id}")
+        attempt = self._attempt
+        await asyncio.wait({attempt}, timeout=_ATTEMPT_SHOWN_S)
+        if not attempt.done():
+            return False
+        self._attempt = None
+        attempt.result()
+        return True
+
     async def _lost(self, error: Exception) -> None:
+        self._bad(error)
+        await self._shut()
+        self.state = DriverState.BACKING_OFF
+        pause_s = min(self._backoff_s, self._pause_at_most_s())
+        self._retry_at = self._monotonic() + pause_s * random.uniform(0.8, 1.2)
+        self._backoff_s = min(_BACKOFF_LAST_S, self._backoff_s * 2)
+
+    def _bad(self, error: Exception) -> None:
+        """Nothing that was read counts any more."""
         self.counters["failed_polls"] += 1
         if not self._said:
             self._said = True
             log.warning("%s does not answer (%s); trying again until it does", self.asset.id, error)
+        self._set_all_bad()
+
+    def _set_all_bad(self) -> None:
         for index in range(len(self.values)):
             self.values[index] = math.nan
             self.qualities[index] = Quality.BAD
-        await self._shut()
-        self._failed()
 
-    def _failed(self) -> None:
-        self.state = DriverState.BACKING_OFF
-        self._retry_at = asyncio.get_running_loop().time() + self._backoff_s * random.uniform(0.8, 1.2)
-        self._backoff_s = min(_BACKOFF_LAST_S, self._backoff_s * 2)
+    def _add_up(self, target: int, terms: Sequence[tuple[int, float]]) -> None:
+        """A point that is the sum of others: as good as the worst of them."""
+        worst = max((self.qualities[index] for index, _ in terms), default=int(Quality.BAD))
+        self.qualities[target] = worst
+        self.values[target] = (
+            sum(self.values[index] * factor for index, factor in terms) if worst != Quality.BAD else math.nan
+        )
+        self.source_times_ns[target] = min(self.source_times_ns[index] for index, _ in terms)
+
+    def _stands_still(self) -> bool:
+        """Whether the device repeats itself: answers that come, of a measurement that has stopped."""
+        assert self.template.frozen is not None
+        now_ns = self._clock.monotonic_ns()
+        lived = [self.values[index] for index in self._living]
+        if lived != self._lived or not self._lived_ns:  # a bad value is NaN and no other's equal
+            self._lived, self._lived_ns, self._stood_polls = lived, now_ns, 0
+            return False
+        self._stood_polls += 1
+        frozen = self.template.frozen
+        if self._stood_polls < frozen.polls or now_ns - self._lived_ns < frozen.seconds * NS_PER_S:
+            return False
+        self.counters["frozen_polls"] += 1
+        self._bad(UnavailableError(f"its measurement has stood still for {(now_ns - self._lived_ns) / NS_PER_S:.0f} s"))
+        return True
+
+    # -- controls
 
     async def control(self, name: str, value: float, *, urgent: bool = False) -> Outcome:
         """See :class:`Driver`. ``urgent``: the safe state, which no budget holds back."""
@@ -215,69 +327,102 @@ class BaseDriver(ABC):
             return Rejected(reason=f"{name} = {value} is outside {minimum:g}..{maximum:g}")
         if self.state is not DriverState.READY:
             return Failed(reason=f"{self.asset.id} is not connected", retryable=True)
-        last_value, last_ns = self._written.get(name, (math.nan, 0))
-        fed = self._clock.monotonic_ns() - self._fed_ns.get(name, 0) < self._hold_ns(model)
-        if value == last_value and fed:
+        writes = self._due(name, model, value)
+        for setting, number in writes:
+            low = setting.minimum if setting.minimum is not None else -math.inf
+            high = setting.maximum if setting.maximum is not None else math.inf
+            if not low <= number <= high:
+                return Rejected(reason=f"{name} = {value:g} needs {setting.id} = {number:g}, outside {low:g}..{high:g}")
+        if not writes:
             return Applied(value=value)
-        if not urgent and (refused := self._too_often(name, model, last_ns)) is not None:
+        if not urgent and (refused := self._too_often(name, model)) is not None:
             return refused
         try:
-            return await self._carry_out(name, model, value)
+            return await self._carry_out(name, model, value, writes)
+        except BusyError as error:
+            return Failed(reason=str(error), retryable=True)
         except UnavailableError as error:
             await self._lost(error)
             return Failed(reason=str(error), retryable=True)
         except ConfigurationError as error:
             return Failed(reason=str(error), retryable=False)
 
-    def _too_often(self, name: str, model: ControlModel, last_ns: int) -> Rejected | None:
+    def _due(self, name: str, model: ControlModel, value: float) -> list[tuple[PointModel, float]]:
+        """What has to be written for a value: what differs from what the device holds, and all when its hold is over."""
+        fed_ns = self._fed_ns.get(name)
+        feed = fed_ns is None or self._clock.monotonic_ns() - fed_ns >= self._hold_ns(model)
+        due = []
+        for step in model.steps:
+            number = step.of(value)
+            if feed or self._holding.get(step.setting, (math.nan, 0))[0] != number:
+                due.append((self.template.setting(step.setting), number))
+        return due
+
+    def _too_often(self, name: str, model: ControlModel) -> Rejected | None:
         """What the template's pace and its budget of flash writes say against a write now."""
-        since_ms = (self._clock.monotonic_ns() - last_ns) / 1e6
-        if last_ns and since_ms < model.minimum_interval_ms:
-            return Rejected(
-                reason=f"{name} of {self.asset.id} takes a value every {model.minimum_interval_ms} ms, and the last is "
-                f"{since_ms:.0f} ms ago"
-            )
+        last_ns = self._paced_ns.get(name)
+        if last_ns is not None and model.minimum_interval_ms:
+            since_ms = (self._clock.monotonic_ns() - last_ns) / 1e6
+            if since_ms < model.minimum_interval_ms:
+                return Rejected(
+                    reason=f"{name} of {self.asset.id} takes a value every {model.minimum_interval_ms} ms, and the last "
+                    f"is {since_ms:.0f} ms ago"
+                )
         if model.storage != "flash" or model.writes_per_day is None:
             return None
-        day = self._clock.utc_ns() // (86_400 * NS_PER_S)
-        if self._flash_writes.get(name, (day, 0))[0] != day:
-            self._flash_writes.pop(name, None)
-        if self._flash_writes.get(name, (day, 0))[1] >= model.writes_per_day:
+        day, used = self._flash_day(name)
+        gone = self._clock.utc_ns() / (86_400 * NS_PER_S) - day
+        allowed = math.ceil(model.writes_per_day * (_FLASH_AT_ONCE + (1 - _FLASH_AT_ONCE) * gone))
+        if used >= allowed:
             return Rejected(
-                reason=f"{name} of {self.asset.id} is kept in flash, and its {model.writes_per_day} writes of this day (UTC) "
-                f"are used up"
+                reason=f"{name} of {self.asset.id} is kept in flash: of its {model.writes_per_day} writes a day (UTC), "
+                f"which are spread over it, {used} are used up"
             )
         return None
 
-    async def _carry_out(self, name: str, model: ControlModel, value: float) -> Outcome:
-        # Constants (mode, enable, the watchdog's time) are written when their hold is over; between, the target alone.
+    def _flash_day(self, name: str) -> tuple[int, int]:
+        """Today (UTC, days since 1970) and the writes of it."""
+        day = self._clock.utc_ns() // (86_400 * NS_PER_S)
+        kept, used = self._flash_writes.get(name, (day, 0))
+        return day, used if kept == day else 0
+
+    async def _carry_out(
+        self, name: str, model: ControlModel, value: float, writes: Sequence[tuple[PointModel, float]]
+    ) -> Outcome:
         now = self._clock.monotonic_ns()
-        feed = name not in self._written or now - self._fed_ns.get(name, -(10**18)) >= self._hold_ns(model)
-        for step in model.steps:
-            if step.value == "target":
-                await self._write(self.template.setting(step.setting), value)
-            elif feed:
-                await self._write(self.template.setting(step.setting), step.value)
-        if feed:
+        whole = len(writes) == len(model.steps)
+        self._paced_ns[name] = now
+        if model.storage == "flash":  # counted before: a write whose answer is lost has worn the flash as well
+            day, used = self._flash_day(name)
+            self._flash_writes[name] = (day, used + 1)
+        try:
+            for setting, number in writes:
+                self._holding.pop(setting.id, None)
+                await self._write(setting, number)
+                self._holding[setting.id] = (number, now)
+        except (UnavailableError, ConfigurationError):
+            self.forget_written(name)  # some steps are done and some are not
+            raise
+        if whole:
             self._fed_ns[name] = now
         self.counters["writes"] += 1
-        if model.storage == "flash":
-            day = self._clock.utc_ns() // (86_400 * NS_PER_S)
-            used = self._flash_writes.get(name, (day, 0))
-            self._flash_writes[name] = (day, used[1] + 1 if used[0] == day else 1)
-        if model.readback is not None:
-            got = await self._read_setting(self.template.setting(model.readback))
-            if abs(got - value) > max(1.0, abs(value) * 0.005):
-                self._written.pop(name, None)
+        for setting_id in readbacks(model):
+            setting = self.template.setting(setting_id)
+            wanted = self._holding[setting_id][0] if setting_id in self._holding else value
+            got = await self._read_setting(setting)
+            if not abs(got - wanted) <= max(self._step_of(setting), abs(wanted) * _READBACK_SHARE):
+                self.forget_written(name)
                 self.counters["readback_differs"] += 1
-                return Failed(reason=f"{name} was written as {value:g} and reads back as {got:g}", retryable=True)
-        self._written[name] = (value, now)
+                return Failed(
+                    reason=f"{setting_id} was written as {wanted:g} and reads back as {got:g}", retryable=True
+                )
         return Applied(value=value)
 
-    def _hold_ns(self, model: ControlModel) -> int:
+    def _hold_ns(self, model: ControlModel) -> float:
         """For how long an unchanged value needs no writing."""
-        seconds = model.watchdog.seconds * _FRESH_SHARE if model.watchdog else 3600.0
-        return round(seconds * NS_PER_S)
+        if model.watchdog is not None:
+            return model.watchdog.seconds * _FRESH_SHARE * NS_PER_S
+        return math.inf if model.storage == "flash" else _HOLD_S * NS_PER_S
 
     def limits_of(self, name: str) -> tuple[float, float]:
         """Range of a control, in its unit: the template's, else the rated power both ways."""
@@ -288,8 +433,9 @@ class BaseDriver(ABC):
         return low, high
 
     def forget_written(self, name: str) -> None:
-        """The next :meth:`control` writes even an unchanged value: somebody else (the reflex) wrote in between."""
-        self._written.pop(name, None)
+        """The next :meth:`control` writes even an unchanged value: what the device holds is not what we wrote."""
+        for step in self.template.controls[name].steps:
+            self._holding.pop(step.setting, None)
 
     async def apply_safe_state(self) -> list[Outcome]:
         """See :class:`Driver`."""
@@ -297,6 +443,10 @@ class BaseDriver(ABC):
 
     async def close(self) -> None:
         """See :class:`Driver`."""
+        attempt, self._attempt = self._attempt, None
+        if attempt is not None:
+            attempt.cancel()
+            await asyncio.gather(attempt, return_exceptions=True)
         await self._shut()
         self.state = DriverState.DISCONNECTED
 

@@ -13,18 +13,22 @@ class KindContract:
     """What a template of a kind has to have."""
 
     measures: frozenset[str]
-    """Points, by name and so by unit."""
+    """Points, by name and so by unit, without which it is not one."""
+    counts: frozenset[str] = frozenset()
+    """Energy counters it should have; where one is missing, power is integrated in its place."""
     controls: frozenset[str] = frozenset()
 
 
 KINDS: Mapping[AssetKind, KindContract] = {
-    AssetKind.INVERTER: KindContract(measures=frozenset({"active_power_w", "energy_produced_wh"})),
+    AssetKind.INVERTER: KindContract(measures=frozenset({"active_power_w"}), counts=frozenset({"energy_produced_wh"})),
     AssetKind.BATTERY: KindContract(
-        measures=frozenset({"active_power_w", "soc_percent", "energy_charged_wh", "energy_discharged_wh"}),
+        measures=frozenset({"active_power_w", "soc_percent"}),
+        counts=frozenset({"energy_charged_wh", "energy_discharged_wh"}),
         controls=frozenset({"active_power_w"}),
     ),
     AssetKind.METER: KindContract(
-        measures=frozenset({"active_power_w", "frequency_hz", "energy_import_wh", "energy_export_wh"})
+        measures=frozenset({"active_power_w", "frequency_hz"}),
+        counts=frozenset({"energy_import_wh", "energy_export_wh"}),
     ),
     AssetKind.LOAD: KindContract(measures=frozenset({"active_power_w"})),
     AssetKind.EV_CHARGER: KindContract(measures=frozenset({"active_power_w"}), controls=frozenset({"active_power_w"})),

@@ -41,6 +41,7 @@ from wattmesh_a2a.topics import Topics
 from wattmesh_a2a.transports.mqtt import MqttTransport
 from wattmesh_drivers.driver import Driver
 from wattmesh_drivers.factory import create_driver
+from wattmesh_drivers.modbus.line import LinePool
 
 from wattmesh_edge import reflex as fast
 from wattmesh_edge.agents.base import SLOT_NS, SLOT_S, Outlook, SiteAgent, stored_energy_wh
@@ -50,6 +51,7 @@ from wattmesh_edge.agents.producer import ProducerAgent
 from wattmesh_edge.arbiter import BatteryLimits, SiteLimits
 from wattmesh_edge.config import FrequencyModel, FrequencyResponseModel, FrequencySourceModel, Site
 from wattmesh_edge.control import ControlCycle
+from wattmesh_edge.flash import FLASH_TABLE, FlashWrites
 from wattmesh_edge.image import ImageMaker, SiteImage
 from wattmesh_edge.metering import Metering
 from wattmesh_edge.outbox import Outbox
@@ -88,12 +90,15 @@ class Gateway:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._tables()
+        self._lines = LinePool()
         self.drivers: dict[str, Driver] = {
             device.id: create_driver(
                 device.id,
                 site.templates[device.id],
                 device.connection,
                 clock,
+                lines=self._lines,
+                flash_writes=FlashWrites(self._db, device.id),
                 rated_power_w=device.rated_power_w,
                 rated_energy_wh=device.rated_energy_wh,
             )
@@ -158,6 +163,7 @@ class Gateway:
             self._db.execute(
                 "CREATE TABLE IF NOT EXISTS commitments (slot_ns INTEGER PRIMARY KEY, net_wh INTEGER, trades INTEGER)"
             )
+            self._db.execute(FLASH_TABLE)
             self._db.execute("CREATE TABLE IF NOT EXISTS events (id TEXT PRIMARY KEY, data TEXT) WITHOUT ROWID")
 
     def _make_messenger(self) -> Delivery:
@@ -192,7 +198,7 @@ class Gateway:
         limits = {}
         for device in self.site.model.devices:
             template = self.site.templates[device.id]
-            if template.kind is AssetKind.BATTERY:
+            if template.kind is AssetKind.BATTERY and not template.monitor_only:
                 energy = device.rated_energy_wh or 1.0
                 out_wh, in_wh = self._kept_for_response(device.id) if with_response else (0.0, 0.0)
                 limits[device.id] = BatteryLimits(
@@ -264,15 +270,17 @@ class Gateway:
 
     async def _connect_devices(self) -> None:
         """Safe state first. A device that is absent does not keep the others from working."""
-        for name, driver in self.drivers.items():
-            try:
-                await driver.connect()
-            except (UnavailableError, ConfigurationError) as error:
-                log.warning("%s is not there yet (%s); the site starts without it", name, error)
-                continue
-            for outcome in await driver.apply_safe_state():
-                log.info("%s: safe state: %s", name, outcome)
+        await asyncio.gather(*(self._connect_device(name, driver) for name, driver in self.drivers.items()))
         self._start_reflex()
+
+    async def _connect_device(self, name: str, driver: Driver) -> None:
+        try:
+            await driver.connect()
+        except (UnavailableError, ConfigurationError) as error:
+            log.warning("%s is not there yet (%s); the site starts without it", name, error)
+            return
+        for outcome in await driver.apply_safe_state():
+            log.info("%s: safe state: %s", name, outcome)
 
     def _start_reflex(self) -> None:
         """Start listening as soon as the source is known; begin to respond when the battery's register is, too."""

@@ -57,7 +57,7 @@ class Metering:
         self._site = site_id
         self._maker = maker
         self._db = db
-        self._counters = _counters(drivers, grid_meter)
+        self._counters, self._uncounted = _counters(drivers, grid_meter)
         self._integrals: dict[str, float] = dict.fromkeys(COUNTERS, 0.0)
         self._last: SiteImage | None = None
         self._complete = False
@@ -123,6 +123,8 @@ class Metering:
         self._integrals["pv"] += -(image.pv_power_w or 0.0) * hours
 
     def _grid_by_counters(self, now_ns: int) -> float | None:
+        if self._uncounted & {"import", "export"}:
+            return None
         total = 0.0
         for counter in self._counters:
             if counter.name not in {"import", "export"}:
@@ -145,7 +147,7 @@ class Metering:
         return totals
 
     def _finish(self, now: dict[str, float]) -> IntervalEnergy:
-        coarse = {counter.name for counter in self._counters if not counter.fine}
+        coarse = self._uncounted | {counter.name for counter in self._counters if not counter.fine}
         energies: dict[str, float] = {}
         integral = False
         for name in COUNTERS:
@@ -154,7 +156,7 @@ class Metering:
                 energies[name] = moved
             else:
                 energies[name] = self._integrals[name]
-                integral |= any(counter.name == name for counter in self._counters)
+                integral |= name in self._uncounted or any(counter.name == name for counter in self._counters)
         whole = {name: max(0, round(energy)) for name, energy in energies.items()}
         complete = self._in_time and (self._complete or not integral)
         return self._interval(self._slot_ns, whole, "integral" if integral else "register", complete=complete)
@@ -193,19 +195,23 @@ class Metering:
             self._db.executemany("INSERT INTO metering VALUES (?, ?)", values.items())
 
 
-def _counters(drivers: Mapping[str, Driver], grid_meter: str) -> Sequence[_Counter]:
+def _counters(drivers: Mapping[str, Driver], grid_meter: str) -> tuple[Sequence[_Counter], frozenset[str]]:
+    """The counters that the site's devices have, and the energies of which some device has none."""
     wanted = {
         AssetKind.INVERTER: {"pv": "energy_produced_wh"},
         AssetKind.BATTERY: {"charge": "energy_charged_wh", "discharge": "energy_discharged_wh"},
         AssetKind.METER: {"import": "energy_import_wh", "export": "energy_export_wh"},
     }
-    found = []
+    found: list[_Counter] = []
+    uncounted: set[str] = set()
     for device, driver in drivers.items():
         if driver.asset.kind is AssetKind.METER and device != grid_meter:
             continue
         for name, point_id in wanted.get(driver.asset.kind, {}).items():
             point = next((point for point in driver.asset.points if point.id == point_id), None)
-            if point is not None:
+            if point is None:
+                uncounted.add(name)
+            else:
                 fine = point.resolution is None or point.resolution <= FINE_WH
                 found.append(_Counter(name, device, point_id, fine))
-    return found
+    return found, frozenset(uncounted)

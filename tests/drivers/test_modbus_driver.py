@@ -1,6 +1,7 @@
 """Drivers against simulated hardware, whose codec is another one, and against pymodbus's server."""
 
 import asyncio
+import itertools
 
 import pytest
 from pymodbus.server import ModbusTcpServer
@@ -58,12 +59,29 @@ async def test_a_control_kept_in_flash_has_a_budget_a_day(bench):
     writes = bench.home.writes
     refused = await driver.control("active_power_w", 400)
     assert isinstance(refused, Rejected)
-    assert "3 writes of this day" in refused.reason
+    assert "of its 3 writes a day" in refused.reason
     assert bench.home.writes == writes, "an unchanged value cost nothing, a refused one neither"
     assert isinstance((await driver.apply_safe_state())[0], Applied), "safety has no budget"
     await bench.clock.advance(24 * 3600)
     await driver.poll()
     assert isinstance(await driver.control("active_power_w", 400), Applied), "a new day"
+
+
+async def test_a_days_flash_writes_are_spread_over_it(bench):
+    kept = {}
+    driver = with_control(bench.driver("battery", "sunspec_battery"), storage="flash", writes_per_day=100)
+    driver._flash_writes = kept
+    await driver.poll()
+    hour = bench.clock.utc_ns() / 3600e9 % 24
+    done = 0
+    while isinstance(await driver.control("active_power_w", done), Applied):
+        done += 1
+    assert done == pytest.approx(10 + 90 * hour / 24, abs=1)
+    assert kept["active_power_w"][1] == done, "the budget outlives the driver"
+    await bench.clock.advance(1200)  # 90 writes a day are one in 16 minutes
+    await driver.poll()
+    assert isinstance(await driver.control("active_power_w", done), Applied)
+    assert isinstance(await driver.control("active_power_w", done + 1), Rejected)
 
 
 async def test_a_controls_pace_is_kept(bench):
@@ -107,8 +125,7 @@ async def test_no_good_value_comes_of_a_bad_answer(bench, fault):
     assert all(value != value for value in driver.values)  # NaN
     assert driver.state is DriverState.BACKING_OFF
     setattr(bench.faults("meter"), fault, False)
-    driver._retry_at = 0.0  # the pause is over
-    assert await driver.poll()
+    assert await driver.poll(), "alone on its line it is asked at every poll"
     assert set(driver.qualities) == {Quality.GOOD}
 
 
@@ -130,16 +147,23 @@ async def test_a_write_that_is_not_confirmed_is_failed_and_not_repeated(bench):
     assert bench.home.writes == 0
 
 
-async def test_an_absent_device_is_tried_again_after_growing_pauses(bench):
+async def test_an_absent_device_that_shares_a_line_is_tried_again_after_growing_pauses(bench):
     driver = bench.driver("meter", "sunspec_meter_203")
+    driver._link.line.shared = True
     await bench.fleet.servers["h", "meter"].stop()
-    pauses = []
-    for _ in range(4):
-        driver._retry_at = 0.0
+    now = [1000.0]
+    driver._monotonic = lambda: now[0]
+    tried = []
+    for _ in range(400):
+        before = driver.counters["failed_polls"]
         assert not await driver.poll()
-        pauses.append(driver._backoff_s)
-    assert pauses == [1.0, 2.0, 4.0, 8.0]
-    assert not await driver.poll(), "not even tried before its time"
+        if driver.counters["failed_polls"] != before:
+            tried.append(now[0])
+        now[0] += 0.1
+    pauses = [later - earlier for earlier, later in itertools.pairwise(tried)]
+    for pause, wanted in zip(pauses, (0.5, 1, 2, 4, 8, 10, 10), strict=False):
+        assert 0.75 * wanted <= pause <= 1.25 * wanted + 0.2
+    assert len(pauses) >= 6
     assert driver.counters["polls"] == 0
 
 
@@ -148,7 +172,7 @@ async def test_an_independent_server_answers_the_link_alike():
     server = ModbusTcpServer(SimDevice(id=3, simdata=data), address=("127.0.0.1", 0))
     await server.listen()
     port = server.transport.sockets[0].getsockname()[1]
-    link = ModbusLink("127.0.0.1", port, 3, timeout_s=1.0)
+    link = ModbusLink.tcp("127.0.0.1", port, 3, timeout_s=1.0)
     try:
         await link.open()
         assert list(await link.read(3, 0, 4)) == [0x5375, 0x6E53, 1, 42]
@@ -163,7 +187,7 @@ async def test_an_independent_server_answers_the_link_alike():
 
 
 async def test_nobody_there_is_one_clear_error():
-    link = ModbusLink("127.0.0.1", 1, 1, timeout_s=0.5)
+    link = ModbusLink.tcp("127.0.0.1", 1, 1, timeout_s=0.5)
     with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:1"):
         await link.open()
     await asyncio.sleep(0)

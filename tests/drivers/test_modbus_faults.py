@@ -17,7 +17,7 @@ from wattmesh_drivers.template import Template
 class Registers:
     """A link to a device that is a dict of registers; what is not in it is refused with exception 2."""
 
-    host, port, unit = "127.0.0.1", 502, 1
+    name, unit, shared, probing, plain_tcp = "a dict", 1, False, False, ("127.0.0.1", 502)
 
     def __init__(self, registers):
         self.registers = registers
@@ -29,6 +29,15 @@ class Registers:
 
     def close(self):
         self.closed += 1
+
+    async def read_many(self, requests):
+        found = []
+        for request in requests:
+            try:
+                found.append(await self.read(*request))
+            except RefusedError as error:
+                found.append(error)
+        return found
 
     async def read(self, _function, address, count):
         wanted = range(address, address + count)

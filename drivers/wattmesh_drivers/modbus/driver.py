@@ -1,4 +1,4 @@
-"""Modbus TCP devices, with registers from the template or from SunSpec models."""
+"""Modbus devices, with registers from the template or from SunSpec models."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import struct
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.devices import Quality
 from wattmesh_a2a.errors import ConfigurationError, UnavailableError
 
 from wattmesh_drivers import decode
-from wattmesh_drivers.driver import BaseDriver, RegisterLocation
+from wattmesh_drivers.driver import BaseDriver, BaseOptions, RegisterLocation
 from wattmesh_drivers.modbus import sunspec
-from wattmesh_drivers.modbus.link import ModbusLink, RefusedError
-from wattmesh_drivers.modbus.plan import Block, Span, plan_blocks
-from wattmesh_drivers.template import PointModel, Template
+from wattmesh_drivers.modbus.link import ModbusLink, RefusedError, Request
+from wattmesh_drivers.modbus.plan import REQUEST_COST_REGISTERS, Block, Span, plan_blocks
+from wattmesh_drivers.template import IdentityModel, PointModel, Template
 
 CODES = {
     "u16": decode.U16, "s16": decode.S16, "u32": decode.U32, "s32": decode.S32,
@@ -47,11 +47,19 @@ class _Location(NamedTuple):
     factor: float
     """Scale × sign; 0 where the device does not implement the point."""
     sentinel: int | None
+    high: int | None = None
+    """Register of the high word, where it is not beside the low one."""
+    bias: float = 0.0
+
+    @property
+    def start(self) -> int:
+        """First register."""
+        return self.address if self.high is None else min(self.address, self.high)
 
     @property
     def end(self) -> int:
         """One past the last register."""
-        return self.address + WORDS[self.type]
+        return self.address + WORDS[self.type] if self.high is None else max(self.address, self.high) + 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,19 +67,20 @@ class _Plan:
     """One block and how to decode it."""
 
     block: Block
+    request: Request
     decoder: decode.BlockDecoder
 
 
 class ModbusDriver(BaseDriver):
-    """A device on Modbus TCP.
+    """A device that speaks Modbus.
 
     Args:
         asset_id: Its name at the site.
         template: What it is; protocol ``modbus`` or ``sunspec``.
         link: The connection to its unit.
         clock: Stamps readings.
-        rated_power_w: Limits its controls.
-        rated_energy_wh: Of a storage.
+        request_cost: What one more request costs, in registers; see :meth:`wattmesh_drivers.modbus.line.Endpoint.request_cost`.
+        base: For every driver; see :class:`wattmesh_drivers.driver.BaseDriver`.
     """
 
     def __init__(
@@ -81,10 +90,11 @@ class ModbusDriver(BaseDriver):
         link: ModbusLink,
         clock: Clock,
         *,
-        rated_power_w: float | None = None,
-        rated_energy_wh: float | None = None,
+        request_cost: float = REQUEST_COST_REGISTERS,
+        **base: Unpack[BaseOptions],
     ) -> None:
-        super().__init__(asset_id, template, clock, rated_power_w=rated_power_w, rated_energy_wh=rated_energy_wh)
+        super().__init__(asset_id, template, clock, **base)
+        self._request_cost = request_cost
         self._link = link
         self._models: dict[int, sunspec.ModelAt] = {}
         self._locations: dict[str, _Location] = {}
@@ -99,15 +109,47 @@ class ModbusDriver(BaseDriver):
         self._refused_ns = 0
 
     async def _open(self) -> None:
-        await self._link.open()
+        link = self._link
+        link.probing = self._said
+        await link.open()
+        for identity in self.template.identity:
+            await self._identify(identity)
         if self.template.protocol == "sunspec":
-            self._models = await sunspec.discover(self._link)
+            self._models = await sunspec.discover(link)
         constants: dict[int, int | None] = {}
         self._locations = {
-            model.id: await self._locate(model, constants) for model in (*self.template.points, *self.template.settings)
+            model.id: await self._locate(model, constants)
+            for model in (*self.template.points, *self.template.settings)
+            if model.sum is None
         }
         self._refused.clear()
         self._make_plan()
+        if self.template.protocol == "modbus" and not self.template.identity:
+            await self._knock()
+        link.probing = False
+
+    async def _identify(self, identity: IdentityModel) -> None:
+        """Raises :class:`ConfigurationError` where it is another device, or one that is set up in another way."""
+        wanted = " or ".join(map(str, identity.one_of))
+        place = f"{self.asset.id}: register {identity.address} of {self.template.id}"
+        try:
+            found = (await self._link.read(identity.function, identity.address, 1))[0]
+        except RefusedError as error:
+            raise ConfigurationError(f"{place} has to hold {wanted} and is refused: {identity.hint}") from error
+        if found not in identity.one_of:
+            raise ConfigurationError(f"{place} has to hold {wanted} and holds {found}: {identity.hint}")
+
+    async def _knock(self) -> None:
+        """Ask for the smallest block: a connection alone does not tell that the unit behind it is there."""
+        smallest = min((plan.request for plan in self._plans), key=lambda request: request[2], default=None)
+        if smallest is not None:
+            try:
+                await self._link.read(*smallest)
+            except RefusedError:
+                return  # it is there, and will be asked around what it refuses
+
+    def _pause_at_most_s(self) -> float:
+        return math.inf if self._link.shared else 0.0
 
     async def _shut(self) -> None:
         self._link.close()
@@ -125,6 +167,8 @@ class ModbusDriver(BaseDriver):
                 model.word_order == "little",
                 model.scale * model.sign,
                 model.sentinel,
+                model.high_address,
+                model.offset,
             )
         found = self._models.get(model.model)
         if found is None:
@@ -136,7 +180,7 @@ class ModbusDriver(BaseDriver):
         exponent = await self._exponent(model, place, found, constants)
         factor = 0.0 if exponent is None else model.scale * model.sign * 10.0**exponent
         function = _write_function(model, place.type)
-        return _Location(3, function, place.address, place.type, False, factor, place.sentinel)
+        return _Location(3, function, place.address, place.type, False, factor, place.sentinel, bias=model.offset)
 
     async def _exponent(
         self, model: PointModel, place: sunspec.Place, found: sunspec.ModelAt, constants: dict[int, int | None]
@@ -169,6 +213,8 @@ class ModbusDriver(BaseDriver):
         """Blocks for all points that the device has; the others are bad from now on."""
         together: dict[tuple[int, str], list[int]] = {}
         for index, model in enumerate(self.template.points):
+            if model.sum is not None:
+                continue
             location = self._locations[model.id]
             if location.factor:
                 key = (location.function, model.sync or f"{location.address}:{location.type}")
@@ -178,7 +224,7 @@ class ModbusDriver(BaseDriver):
         self._spans = {}
         for (function, _), indices in together.items():
             members = [self._location(index) for index in indices]
-            span = Span(function=function, start=min(m.address for m in members), end=max(m.end for m in members))
+            span = Span(function=function, start=min(m.start for m in members), end=max(m.end for m in members))
             self._spans.setdefault(span, []).extend(indices)
         for span in self._refused & self._spans.keys():
             for index in self._spans[span]:
@@ -194,7 +240,7 @@ class ModbusDriver(BaseDriver):
             spans = [span for span in wanted - alone if span.function == function]
             barriers = frozenset(register for code, register in self._barriers if code == function)
             try:
-                blocks += plan_blocks(spans, limit, barriers=barriers)
+                blocks += plan_blocks(spans, limit, request_cost=self._request_cost, barriers=barriers)
             except ValueError as error:  # a sync group of the template is too long
                 raise ConfigurationError(f"{self.asset.id}: {self.template.id}: {error}") from error
         return blocks
@@ -206,7 +252,8 @@ class ModbusDriver(BaseDriver):
             if _covers(block, span)
             for index in self._spans[span]
         ]
-        return _Plan(block=block, decoder=_decoder(rows, block.start))
+        request = (block.function, block.start, block.count)
+        return _Plan(block=block, request=request, decoder=_decoder(rows, block.start))
 
     def _location(self, index: int) -> _Location:
         return self._locations[self.template.points[index].id]
@@ -223,23 +270,21 @@ class ModbusDriver(BaseDriver):
         done: set[Block] = set()
         waiting = self._plans
         while waiting:
-            for plan in waiting:
-                block = plan.block
-                try:
-                    registers = await self._link.read(block.function, block.start, block.count)
-                except RefusedError as error:
-                    if error.code != _ILLEGAL_ADDRESS:
-                        raise
-                    self._split(block)
-                    break
-                plan.decoder.decode(registers, self.values, self.qualities)
-                done.add(block)
-            else:
+            answers = await self._link.read_many([plan.request for plan in waiting])
+            refused = None
+            for plan, answer in zip(waiting, answers, strict=True):
+                if isinstance(answer, RefusedError):
+                    if answer.code != _ILLEGAL_ADDRESS:
+                        raise answer
+                    refused = refused or plan.block
+                else:
+                    plan.decoder.decode(answer, self.values, self.qualities)
+                    done.add(plan.block)
+            if refused is None:
                 break
+            self._split(refused)
             waiting = [plan for plan in self._plans if plan.block not in done]
-        times = self.source_times_ns
-        for index in range(len(times)):
-            times[index] = now
+        self.source_times_ns[:] = array("q", [now]) * len(self.source_times_ns)
 
     def _split(self, block: Block) -> None:
         """The device refuses a register of a block: plan around its holes, then by single spans, then without them.
@@ -290,14 +335,19 @@ class ModbusDriver(BaseDriver):
             raise UnavailableError(f"{self.asset.id}: {setting.id} reads back as not implemented")
         return values[0]
 
+    def _step_of(self, setting: PointModel) -> float:
+        location = self._locations[setting.id]
+        return 0.0 if location.type[0] == "f" else abs(location.factor)
+
     def register_of(self, point_id: str) -> RegisterLocation | None:
         """See :class:`wattmesh_drivers.driver.Driver`."""
         location = self._locations.get(point_id)
-        if location is None or not location.factor:
+        where = self._link.plain_tcp
+        if location is None or not location.factor or location.high is not None or location.bias or where is None:
             return None
         return RegisterLocation(
-            host=self._link.host,
-            port=self._link.port,
+            host=where[0],
+            port=where[1],
             unit=self._link.unit,
             function=location.function,
             write_function=location.write_function,
@@ -328,6 +378,8 @@ def _decoder(rows: Sequence[tuple[int, _Location]], start: int) -> decode.BlockD
         array("q", [location.sentinel or 0 for _, location in rows]),
         bytes(location.sentinel is not None for _, location in rows),
         array("i", [index for index, _ in rows]),
+        array("i", [-1 if location.high is None else location.high - start for _, location in rows]),
+        array("d", [location.bias for _, location in rows]),
     )
 
 

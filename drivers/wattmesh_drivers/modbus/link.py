@@ -1,24 +1,36 @@
-"""One Modbus connection: pymodbus for sockets and framing, our own checks of every answer.
+"""Registers of one unit on a line, with every answer checked against what was asked.
 
-pymodbus 3.16 accepts an answer with another function code and one that is too short; after a time-out a late answer could
-be taken for the next one. So: each answer's unit, function and length are checked here, nothing is repeated behind our back,
-and after any doubt the connection is dropped, so that no late answer can ever arrive on it.
+The line knows that an answer belongs to a request; that the function, the byte count and what a write confirms are right is
+checked here. Nothing is repeated behind anybody's back.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
+import struct
 from array import array
+from collections.abc import Sequence
+from sys import byteorder
 
-from pymodbus.client import AsyncModbusTcpClient
-from pymodbus.exceptions import ModbusException
-from pymodbus.pdu import ModbusPDU
 from wattmesh_a2a.errors import ConfigurationError, UnavailableError
 
-_ILLEGAL = {1: "function not supported", 2: "no such register", 3: "value refused"}
+from wattmesh_drivers.driver import BusyError
+from wattmesh_drivers.modbus.line import Endpoint, Line
 
-logging.getLogger("pymodbus").setLevel(logging.CRITICAL)  # every failure is reported once, by us
+_ILLEGAL = {1: "function not supported", 2: "no such register", 3: "value refused"}
+_BUSY = {5: "acknowledged and not done yet", 6: "busy"}
+_FAILING = {
+    4: "device failure",
+    8: "memory parity error",
+    10: "no path behind the gateway",
+    11: "nobody behind the gateway",
+}
+_READ = struct.Struct(">BHH")
+_SWAP = byteorder == "little"
+
+_PROBE_AT_LEAST_S, _PROBE_TIMES = 0.05, 3.0
+
+Request = tuple[int, int, int]
+"""Function, first register, number of registers."""
 
 
 class RefusedError(ConfigurationError):
@@ -34,110 +46,127 @@ class RefusedError(ConfigurationError):
 
 
 class ModbusLink:
-    """Registers of one unit at one TCP endpoint; requests go one at a time.
+    """Registers of one unit.
 
     Args:
-        host: Of the device or its gateway.
-        port: TCP port.
+        line: Where it is; several links may share one.
         unit: Unit identifier.
-        timeout_s: Longest wait for one answer, in real time.
-        gap_s: Pause the device needs between two requests.
-        connect_delay_s: Pause it needs after the connection is made.
+        timeout_s: Longest wait for one answer, in real time; on RTU also how long the line is listened to after one
+            that did not come.
     """
 
-    def __init__(
-        self, host: str, port: int, unit: int, *, timeout_s: float, gap_s: float = 0.0, connect_delay_s: float = 0.0
-    ) -> None:
-        self.host, self.port, self.unit = host, port, unit
+    def __init__(self, line: Line, unit: int, *, timeout_s: float) -> None:
+        self.line, self.unit = line, unit
         self._timeout_s = timeout_s
-        self._gap_s = gap_s
-        self._connect_delay_s = connect_delay_s
-        self._client: AsyncModbusTcpClient | None = None
-        self._lock = asyncio.Lock()
-        self._free_at = 0.0
+        self._open = False
+        self._slowest_s = 0.0
+        self.probing = False
+        """Others on the line go first: it is not known whether this unit is there."""
+
+    @classmethod
+    def tcp(cls, host: str, port: int, unit: int, *, timeout_s: float, pipeline: int = 1) -> ModbusLink:
+        """A link with a connection of its own."""
+        return cls(Line(Endpoint(host=host, port=port), pipeline=pipeline), unit, timeout_s=timeout_s)
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.line.endpoint.name} unit {self.unit}"
+
+    @property
+    def shared(self) -> bool:
+        """Whether others wait on the line while this unit does not answer."""
+        return self.line.shared
+
+    @property
+    def plain_tcp(self) -> tuple[str, int] | None:
+        """Host and port, where it is plain Modbus TCP, which the reflex speaks as well."""
+        endpoint = self.line.endpoint
+        plain = endpoint.serial is None and not endpoint.rtu and endpoint.tls is None
+        return (endpoint.host, endpoint.port) if plain else None
 
     async def open(self) -> None:
-        """Connect; raises :class:`UnavailableError`."""
+        """Connect; raises :class:`UnavailableError` or, for a port or certificate, :class:`ConfigurationError`."""
         self.close()
-        client = AsyncModbusTcpClient(
-            self.host, port=self.port, timeout=self._timeout_s, retries=0, reconnect_delay=0, name=f"unit {self.unit}"
-        )
-        try:
-            connected = await client.connect()
-        except (OSError, ModbusException, TimeoutError) as error:
-            client.close()
-            raise UnavailableError(f"{self.host}:{self.port}: {error}") from error
-        if not connected:
-            client.close()
-            raise UnavailableError(f"nothing answers at {self.host}:{self.port}")
-        self._client = client
-        if self._connect_delay_s:
-            await asyncio.sleep(self._connect_delay_s)
+        await self.line.open(self._timeout_s)
+        self._open = True
 
     def close(self) -> None:
-        """Drop the connection, and with it every answer that may still come."""
-        if self._client is not None:
-            self._client.close()
-            self._client = None
+        """Leave the line; the last one ends its connection, and with it every answer that may still come."""
+        if self._open:
+            self._open = False
+            self.line.release()
 
     async def read(self, function: int, address: int, count: int) -> array[int]:
         """``count`` registers as an array of type ``H``.
 
         Raises:
-            UnavailableError: No answer, or one that is not of this request; the connection is closed then.
+            UnavailableError: No answer, or one that is not of this request.
+            BusyError: The device asks for time.
             RefusedError: The device will not.
         """
-        client = self._connected()
-        call = client.read_holding_registers if function == 3 else client.read_input_registers
-        async with self._lock:
-            answer = await self._ask(call(address, count=count, device_id=self.unit), f"read of {address}+{count}")
-        self._check(answer, function)
-        registers = answer.registers
-        if len(registers) != count:
-            self.close()
-            raise UnavailableError(f"unit {self.unit} answered {len(registers)} registers instead of {count}")
-        return array("H", registers)
+        answer = (await self._ask((_READ.pack(function, address, count),)))[0]
+        return self._registers(answer, function, count)
 
-    async def write(self, function: int, address: int, registers: list[int]) -> None:
+    async def read_many(self, requests: Sequence[Request]) -> list[array[int] | RefusedError]:
+        """Several reads in one turn of the line; one that is refused does not keep the others from their answers.
+
+        Raises:
+            UnavailableError: One was not answered; BusyError: One was put off. Nothing that was read counts then.
+        """
+        pdus = [_READ.pack(*request) for request in requests]
+        answers = await self._ask(pdus)
+        found: list[array[int] | RefusedError] = []
+        for answer, (function, _, count) in zip(answers, requests, strict=True):
+            try:
+                found.append(self._registers(answer, function, count))
+            except RefusedError as error:
+                found.append(error)
+        return found
+
+    async def write(self, function: int, address: int, registers: Sequence[int]) -> None:
         """Write registers with function 6 (one) or 16; raises as :meth:`read` does."""
-        client = self._connected()
-        async with self._lock:
-            if function == 6:
-                request = client.write_register(address, registers[0], device_id=self.unit)
-            else:
-                request = client.write_registers(address, registers, device_id=self.unit)
-            answer = await self._ask(request, f"write of {address}")
-        self._check(answer, function)
-        if answer.address != address:
-            self.close()
-            raise UnavailableError(f"unit {self.unit} confirmed register {answer.address} instead of {address}")
+        content = b"".join(register.to_bytes(2, "big") for register in registers)
+        if function == 6:
+            pdu = struct.pack(">BH", 6, address) + content
+            confirmed = pdu
+        else:
+            confirmed = struct.pack(">BHH", 16, address, len(registers))
+            pdu = confirmed + bytes([len(content)]) + content
+        answer = (await self.line.ask(self.unit, (pdu,), self._timeout_s))[0]
+        self._refusal(answer, function)
+        if answer != confirmed:
+            raise UnavailableError(f"unit {self.unit} confirmed something other than the write of {address}")
 
-    def _connected(self) -> AsyncModbusTcpClient:
-        if self._client is None:
-            raise UnavailableError(f"not connected to {self.host}:{self.port}")
-        return self._client
+    async def _ask(self, pdus: Sequence[bytes]) -> list[bytes]:
+        """Ask for what can be asked again. Whoever is known to be slow is waited for, whoever is absent not for long."""
+        line, timeout_s = self.line, self._timeout_s
+        if self.probing and line.shared and self._slowest_s:
+            timeout_s = min(timeout_s, _PROBE_AT_LEAST_S + _PROBE_TIMES * self._slowest_s)
+        answers = await line.ask(self.unit, pdus, timeout_s, probe=self.probing)
+        self._slowest_s = max(self._slowest_s, line.took_s / len(pdus))
+        return answers
 
-    async def _ask(self, request: object, what: str) -> ModbusPDU:
-        loop = asyncio.get_running_loop()
-        if self._gap_s and (wait := self._free_at - loop.time()) > 0:
-            await asyncio.sleep(wait)
-        try:
-            answer: ModbusPDU = await request  # type: ignore[misc]  # pymodbus types its mixin's calls as T
-        except (ModbusException, OSError, TimeoutError) as error:
-            self.close()
-            raise UnavailableError(f"{what} at {self.host}:{self.port} unit {self.unit}: no answer") from error
-        except asyncio.CancelledError:
-            self.close()  # an answer may still be under way
-            raise
-        self._free_at = loop.time() + self._gap_s
-        return answer
+    def _registers(self, answer: bytes, function: int, count: int) -> array[int]:
+        if answer[0] != function or len(answer) != 2 + 2 * count or answer[1] != 2 * count:
+            self._refusal(answer, function)
+            raise UnavailableError(f"unit {self.unit} answered {len(answer) - 2} bytes instead of {2 * count}")
+        registers = array("H", answer[2:])
+        if _SWAP:
+            registers.byteswap()
+        return registers
 
-    def _check(self, answer: ModbusPDU, function: int) -> None:
-        if answer.dev_id != self.unit or answer.function_code & 0x7F != function:
-            self.close()
+    def _refusal(self, answer: bytes, function: int) -> None:
+        """Raise what an exception answer means, or that the answer is another function's."""
+        if answer[0] == function:
+            return
+        if answer[0] != function | 0x80 or len(answer) != 2:
             raise UnavailableError(f"unit {self.unit} gave an answer to another request")
-        if answer.isError():
-            code = int(getattr(answer, "exception_code", 0))
-            if code in _ILLEGAL:
-                raise RefusedError(code, f"unit {self.unit} refuses: {_ILLEGAL[code]} (exception {code})")
-            raise UnavailableError(f"unit {self.unit} is busy or failing (exception {code})")
+        code = answer[1]
+        if code in _ILLEGAL:
+            raise RefusedError(code, f"unit {self.unit} refuses: {_ILLEGAL[code]} (exception {code})")
+        if code in _BUSY:
+            raise BusyError(f"unit {self.unit} is {_BUSY[code]} (exception {code})")
+        raise UnavailableError(
+            f"unit {self.unit} is failing: {_FAILING.get(code, 'unknown exception')} (exception {code})"
+        )

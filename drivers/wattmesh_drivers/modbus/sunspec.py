@@ -86,7 +86,7 @@ async def discover(link: ModbusLink) -> dict[int, ModelAt]:
             continue
         if tuple(marker) == _MARKER:
             return await _walk(link, base + 2)
-    raise ConfigurationError(f"{link.host}:{link.port} unit {link.unit} has no SunSpec map at 40000, 0 or 50000")
+    raise ConfigurationError(f"{link.name} has no SunSpec map at 40000, 0 or 50000")
 
 
 async def _walk(link: ModbusLink, address: int) -> dict[int, ModelAt]:
@@ -100,7 +100,7 @@ async def _walk(link: ModbusLink, address: int) -> dict[int, ModelAt]:
         address += 2 + length
         if address > 65_000:
             break
-    raise UnavailableError(f"{link.host}:{link.port} unit {link.unit}: the SunSpec model chain has no end")
+    raise UnavailableError(f"{link.name}: the SunSpec model chain has no end")
 
 
 def place_of(model: int, start: int, point: str, *, group: str | None = None, index: int = 0) -> Place:

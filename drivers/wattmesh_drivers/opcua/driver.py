@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from typing import Unpack
 
 from asyncua import Client, ua
 from asyncua.common.node import Node
@@ -12,7 +13,7 @@ from wattmesh_a2a.clock import Clock
 from wattmesh_a2a.devices import Quality
 from wattmesh_a2a.errors import ConfigurationError, UnavailableError
 
-from wattmesh_drivers.driver import BaseDriver, RegisterLocation
+from wattmesh_drivers.driver import BaseDriver, BaseOptions, RegisterLocation
 from wattmesh_drivers.template import PointModel, Template
 
 logging.getLogger("asyncua").setLevel(logging.CRITICAL)  # every failure is reported once, by us
@@ -32,8 +33,7 @@ class OpcUaDriver(BaseDriver):
         template: Protocol ``opcua``.
         url: ``opc.tcp://host:port/…``.
         clock: Stamps readings that have no source time of their own.
-        rated_power_w: Limits its controls.
-        rated_energy_wh: Of a storage.
+        base: See :class:`wattmesh_drivers.driver.BaseDriver`.
     """
 
     def __init__(
@@ -42,11 +42,9 @@ class OpcUaDriver(BaseDriver):
         template: Template,
         url: str,
         clock: Clock,
-        *,
-        rated_power_w: float | None = None,
-        rated_energy_wh: float | None = None,
+        **base: Unpack[BaseOptions],
     ) -> None:
-        super().__init__(asset_id, template, clock, rated_power_w=rated_power_w, rated_energy_wh=rated_energy_wh)
+        super().__init__(asset_id, template, clock, **base)
         self._url = url
         self._timeout_s = template.connection.timeout_ms / 1000
         self._client: Client | None = None
@@ -136,6 +134,9 @@ class OpcUaDriver(BaseDriver):
         if self._client is None:
             raise UnavailableError(f"not connected to {self._url}")
         return self._client
+
+    def _step_of(self, setting: PointModel) -> float:
+        return 0.0 if setting.type in {"double", "float"} else setting.scale
 
     def register_of(self, point_id: str) -> RegisterLocation | None:
         """There are no registers here."""
