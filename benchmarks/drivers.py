@@ -73,7 +73,7 @@ async def cpu_us(ask: Callable[[], Awaitable[object]]) -> float:
 async def served(server: ModbusServer) -> float:
     """CPU of the simulated device for one such answer, which both clients pay."""
     pdu = bytes([3]) + BASE.to_bytes(2, "big") + (60).to_bytes(2, "big")
-    return best(lambda: server.answer(pdu), 200) * 1e6
+    return best(lambda: server.device.answer(pdu), 200) * 1e6
 
 
 async def requests() -> list[Row]:

@@ -11,9 +11,10 @@ import importlib.resources
 import json
 import math
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -89,18 +90,32 @@ class Field:
     minimum: float = -math.inf
     """Least value that may be written, in our unit; ``maximum`` the largest."""
     maximum: float = math.inf
+    bias: float = 0.0
+    """Value = raw × factor + bias."""
+    apart: int | None = None
+    """Byte offset of the high word of a value whose low word alone is at ``at``."""
 
     @property
     def end(self) -> int:
-        """Byte offset after it."""
-        return self.at + self.codec.size
+        """Byte offset after it; of a value whose words lie apart, after its low word."""
+        return self.at + (2 if self.apart is not None else self.codec.size)
+
+    @property
+    def cells(self) -> Iterator[int]:
+        """Byte offsets of its registers."""
+        yield from range(self.at, self.end, 2)
+        if self.apart is not None:
+            yield self.apart
 
     def encode(self, image: bytearray, value: float) -> None:
         """Put a value into the image, at the type's limit where it does not fit."""
-        raw: float = value / self.factor
+        raw: float = (value - self.bias) / self.factor
         if self.low is not None and self.high is not None:
             raw = min(max(round(raw), self.low), self.high)
-        if self.swapped:
+        if self.apart is not None:
+            packed = self.codec.pack(raw)
+            image[self.apart : self.apart + 2], image[self.at : self.end] = packed[:2], packed[2:]
+        elif self.swapped:
             image[self.at : self.end] = _swap(self.codec.pack(raw))
         else:
             self.codec.pack_into(image, self.at, raw)
@@ -112,7 +127,7 @@ class Field:
             self.low is not None and self.high is not None and not self.low <= raw <= self.high
         ):
             return None
-        value = float(raw) * self.factor
+        value = float(raw) * self.factor + self.bias
         return value if self.minimum <= value <= self.maximum else None
 
 
@@ -142,7 +157,19 @@ def _writable(field: Field, setting: Mapping[str, Any]) -> Field:
 
 @cache
 def template_of(name: str) -> dict[str, Any]:
-    """A device template as plain data; raises :class:`ConfigurationError` with the names that there are."""
+    """A device template as plain data, by its name or the path of a file (ending in ``.yaml``).
+
+    Raises:
+        ConfigurationError: There is none of that name; those that there are are told.
+    """
+    if name.endswith(".yaml"):
+        try:
+            own = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigurationError(f"{name}: cannot be read as a template ({error})") from error
+        if not isinstance(own, dict) or not {"kind", "protocol", "points"} <= own.keys():
+            raise ConfigurationError(f"{name}: is no device template (it needs kind, protocol and points)")
+        return own
     folder = importlib.resources.files("firmware_configs") / "devices"
     if name not in (known := sorted(file.name.removesuffix(".yaml") for file in folder.iterdir())):
         raise ConfigurationError(f"there is no device template {name!r}; there are: {', '.join(known)}")
@@ -176,6 +203,10 @@ class RegisterMap:
         self._seen = -1
         self.images: dict[int, tuple[int, bytearray]] = {}
         """Function code → first register and bytes."""
+        self.implemented: dict[int, set[int]] = {}
+        """Function code → registers that mean something; in SunSpec maps all do."""
+        self.strict = False
+        """Refuse reads that touch any other register, as many devices do."""
         self._read_fields: dict[int, list[Field]] = {}
         self._settings: dict[int, Field] = {}
         """Byte offset → what may be written there."""
@@ -184,6 +215,7 @@ class RegisterMap:
             self._lay_out_sunspec(data)
         else:
             self._lay_out_plain(data)
+        self._as_came = {function: bytes(image) for function, (_, image) in self.images.items()}
         self._live_fields = {
             function: [field for field in fields if field.name in self._live]
             for function, fields in self._read_fields.items()
@@ -199,14 +231,23 @@ class RegisterMap:
         end = start + count * 2
         if start < 0 or end > len(image):
             return None
+        meant = self.implemented.get(function) if self.strict else None
+        if meant is not None and not meant.issuperset(range(address, address + count)):
+            return None
         if fresh:
             if self._moved() != self._seen:
                 self._refresh()
             else:
                 for field in self._live_fields[function]:  # never a cached one: the reflex listens
-                    if start < field.end and field.at < end:
+                    if any(start <= cell < end for cell in field.cells):
                         field.encode(image, self._live[field.name]())
         return bytes(image[start:end])
+
+    def restart(self) -> None:
+        """Switched off and on: settings are as the device came."""
+        for function, (_, image) in self.images.items():
+            image[:] = self._as_came[function]
+        self._seen = -1
 
     def write(self, address: int, content: bytes) -> int:
         """Take a write to holding registers: 0, or the exception code, and then nothing of it has had an effect."""
@@ -243,18 +284,39 @@ class RegisterMap:
         by_function: dict[int, list[Field]] = {}
         for kind in ("points", "settings"):
             for point in data.get(kind, ()):
-                field = _field(
-                    point["id"],
-                    point["address"] * 2,
-                    _PLAIN_FORMAT[point["type"]],
-                    float(point.get("scale", 1.0)) * point.get("sign", 1),
-                    swapped=point.get("word_order", "big") == "little",
+                if "sum" in point:
+                    continue
+                high = point.get("high_address")
+                field = replace(
+                    _field(
+                        point["id"],
+                        point["address"] * 2,
+                        _PLAIN_FORMAT[point["type"]],
+                        float(point.get("scale", 1.0)) * point.get("sign", 1),
+                        swapped=point.get("word_order", "big") == "little",
+                    ),
+                    bias=float(point.get("offset", 0.0)),
+                    apart=None if high is None else high * 2,
                 )
-                by_function.setdefault(3 if kind == "settings" else point["function"], []).append(field)
+                by_function.setdefault(point["function"], []).append(field)
                 if kind == "settings":
                     self._settings[field.at] = _writable(field, point)
-        for function, fields in by_function.items():
-            self.images[function] = (0, bytearray(max(field.end for field in fields)))
+        groups = {point["id"]: point.get("sync") for point in data["points"]}
+        identity = {(one["function"], one["address"]): one["one_of"][0] for one in data.get("identity", ())}
+        for function in by_function.keys() | {function for function, _ in identity}:
+            fields = by_function.setdefault(function, [])
+            self.implemented[function] = {cell // 2 for field in fields for cell in field.cells}
+            self.implemented[function] |= {address for code, address in identity if code == function}
+            for group in {point.get("sync") for point in data["points"]} - {
+                None
+            }:  # what is read together, holes and all
+                cells = {cell // 2 for field in fields for cell in field.cells if groups.get(field.name) == group}
+                self.implemented[function] |= set(range(min(cells, default=0), max(cells, default=-1) + 1))
+            image = bytearray((max(self.implemented[function]) + 1) * 2)
+            for (code, address), value in identity.items():
+                if code == function:
+                    struct.pack_into(">H", image, address * 2, value)
+            self.images[function] = (0, image)
             self._read_fields[function] = fields
 
     def _lay_out_sunspec(self, data: Mapping[str, Any]) -> None:

@@ -148,11 +148,11 @@ async def test_curtailment_limits_the_sun(home, connect):
 @pytest.mark.parametrize(("address", "count", "code"), [(39999, 1, 2), (0, 1, 2), (40000, 126, 3)])
 async def test_bad_reads_get_their_exception(home, address, count, code):
     server = home[0].servers["h", "meter"]
-    assert server.answer(struct.pack(">BHH", 3, address, count)) == bytes([0x83, code])
+    assert server.device.answer(struct.pack(">BHH", 3, address, count)) == bytes([0x83, code])
 
 
 async def test_an_unknown_function_is_refused(home):
-    assert home[0].servers["h", "meter"].answer(b"\x2b\x0e\x01\x00") == bytes([0xAB, 1])
+    assert home[0].servers["h", "meter"].device.answer(b"\x2b\x0e\x01\x00") == bytes([0xAB, 1])
 
 
 async def streams(fleet, kind="meter"):
@@ -259,7 +259,7 @@ def test_words_in_the_other_order(power):
 def test_no_request_is_too_strange(pdu):
     values: dict[str, float] = {}
     server = ModbusServer(RegisterMap("sunspec_battery", lambda: values, lambda: 1, values.__setitem__))
-    answer = server.answer(pdu)
+    answer = server.device.answer(pdu)
     assert 2 <= len(answer) <= 253
     assert answer[0] & 0x7F == pdu[0] & 0x7F
 

@@ -6,7 +6,7 @@ import logging
 import math
 import struct
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Unpack
 
@@ -52,14 +52,11 @@ class _Location(NamedTuple):
     bias: float = 0.0
 
     @property
-    def start(self) -> int:
-        """First register."""
-        return self.address if self.high is None else min(self.address, self.high)
-
-    @property
-    def end(self) -> int:
-        """One past the last register."""
-        return self.address + WORDS[self.type] if self.high is None else max(self.address, self.high) + 1
+    def parts(self) -> list[tuple[int, int]]:
+        """First register and one past the last; twice where the words lie apart."""
+        if self.high is None:
+            return [(self.address, self.address + WORDS[self.type])]
+        return [(self.address, self.address + 1), (self.high, self.high + 1)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +96,8 @@ class ModbusDriver(BaseDriver):
         self._models: dict[int, sunspec.ModelAt] = {}
         self._locations: dict[str, _Location] = {}
         self._plans: list[_Plan] = []
+        self._apart: list[tuple[int, _Location]] = []
+        """Points whose two words are in no block together."""
         self._spans: dict[Span, list[int]] = {}
         """What is read together, and the points in it."""
         self._barriers: set[tuple[int, int]] = set()
@@ -223,13 +222,24 @@ class ModbusDriver(BaseDriver):
                 self._set_bad(index)
         self._spans = {}
         for (function, _), indices in together.items():
-            members = [self._location(index) for index in indices]
-            span = Span(function=function, start=min(m.start for m in members), end=max(m.end for m in members))
-            self._spans.setdefault(span, []).extend(indices)
+            parts = [(index, part) for index in indices for part in self._location(index).parts]
+            if len(indices) == 1:  # its words may lie apart
+                for _, part in parts:
+                    self._spans.setdefault(Span(function=function, start=part[0], end=part[1]), []).extend(indices)
+                continue
+            start, end = min(part[0] for _, part in parts), max(part[1] for _, part in parts)
+            self._spans.setdefault(Span(function=function, start=start, end=end), []).extend(indices)
         for span in self._refused & self._spans.keys():
             for index in self._spans[span]:
                 self._set_bad(index)
         self._plans = [self._plan_of(block) for block in self._blocks()]
+        self._apart = [
+            (index, self._location(index))
+            for index, model in enumerate(self.template.points)
+            if model.high_address is not None
+            and not any(span in self._refused for span, indices in self._spans.items() if index in indices)
+            and not any(_holds(plan.block, self._location(index)) for plan in self._plans)
+        ]
 
     def _blocks(self) -> list[Block]:
         wanted = self._spans.keys() - self._refused
@@ -251,6 +261,7 @@ class ModbusDriver(BaseDriver):
             for span in self._spans.keys() - self._refused
             if _covers(block, span)
             for index in self._spans[span]
+            if _holds(block, self._location(index))
         ]
         request = (block.function, block.start, block.count)
         return _Plan(block=block, request=request, decoder=_decoder(rows, block.start))
@@ -267,7 +278,7 @@ class ModbusDriver(BaseDriver):
         if self._refused and self._clock.monotonic_ns() - self._refused_ns >= _REFUSED_AGAIN_NS:
             self._refused.clear()
             self._make_plan()
-        done: set[Block] = set()
+        done: dict[Block, array[int]] = {}
         waiting = self._plans
         while waiting:
             answers = await self._link.read_many([plan.request for plan in waiting])
@@ -279,12 +290,28 @@ class ModbusDriver(BaseDriver):
                     refused = refused or plan.block
                 else:
                     plan.decoder.decode(answer, self.values, self.qualities)
-                    done.add(plan.block)
+                    done[plan.block] = answer
             if refused is None:
                 break
             self._split(refused)
             waiting = [plan for plan in self._plans if plan.block not in done]
+        for index, location in self._apart:
+            self._join(index, location, done)
         self.source_times_ns[:] = array("q", [now]) * len(self.source_times_ns)
+
+    def _join(self, index: int, location: _Location, read: Mapping[Block, array[int]]) -> None:
+        """A value whose two words came in two answers."""
+        words = array("H")
+        for address in (location.high, location.address):
+            for block, registers in read.items():
+                if address is not None and _covers(
+                    block, Span(function=location.function, start=address, end=address + 1)
+                ):
+                    words.append(registers[address - block.start])
+                    break
+        _decoder([(index, location._replace(address=0, high=None, little=False))], 0).decode(
+            words, self.values, self.qualities
+        )
 
     def _split(self, block: Block) -> None:
         """The device refuses a register of a block: plan around its holes, then by single spans, then without them.
@@ -364,6 +391,11 @@ def _write_function(model: PointModel, type_: str) -> int:
     return (model.write_function or 6) if WORDS[type_] == 1 else 16
 
 
+def _holds(block: Block, location: _Location) -> bool:
+    """Whether every register of a point is in a block."""
+    return all(_covers(block, Span(function=location.function, start=start, end=end)) for start, end in location.parts)
+
+
 def _covers(block: Block, span: Span) -> bool:
     return span.function == block.function and block.start <= span.start and span.end <= block.start + block.count
 
@@ -375,12 +407,17 @@ def _decoder(rows: Sequence[tuple[int, _Location]], start: int) -> decode.BlockD
         array("i", [CODES[location.type] for _, location in rows]),
         bytes(location.little for _, location in rows),
         array("d", [location.factor for _, location in rows]),
-        array("q", [location.sentinel or 0 for _, location in rows]),
+        array("q", [_signed(location.sentinel or 0) for _, location in rows]),
         bytes(location.sentinel is not None for _, location in rows),
         array("i", [index for index, _ in rows]),
         array("i", [-1 if location.high is None else location.high - start for _, location in rows]),
         array("d", [location.bias for _, location in rows]),
     )
+
+
+def _signed(sentinel: int) -> int:
+    """As the kernel compares it: 64 bits are read as a signed number."""
+    return sentinel - 2**64 if sentinel >= 2**63 else sentinel
 
 
 def encode_value(raw: float, type_: str, *, little: bool) -> list[int]:

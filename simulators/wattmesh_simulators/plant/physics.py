@@ -287,6 +287,31 @@ class Home:
         elif setting == "limit_enable":
             self.pv_limit.enabled = bool(value)
         (self.pv_limit if setting.startswith("limit") else self.setpoint).renew(now_ns)
+        self._follow(now_ns)
+
+    def command(self, control: str, value: float | None, timeout_s: float, now_ns: int) -> None:
+        """What a device makes of its settings, for those whose settings have names of their own.
+
+        Args:
+            control: ``active_power_w`` of the battery, ``production_limit_percent`` of the inverter.
+            value: In our sign and unit; none leaves the device to itself.
+            timeout_s: When it falls back unless renewed; 0 for never.
+            now_ns: Time of the write.
+        """
+        self.writes += 1
+        lease = self.pv_limit if control == "production_limit_percent" else self.setpoint
+        lease.enabled, lease.timeout_s = value is not None, timeout_s
+        if value is not None:
+            lease.value = value
+        lease.renew(now_ns)
+        self._follow(now_ns)
+
+    def restart(self, now_ns: int) -> None:
+        """The devices were switched off and on: setpoints and limits are gone."""
+        self.setpoint, self.pv_limit = Lease(0.0), Lease(100.0)
+        self._follow(now_ns)
+
+    def _follow(self, now_ns: int) -> None:
         self.battery.active_w = self.fast_power_w(now_ns)
         self.pv_w = min(self._available_w, self.inverter_w * self.pv_limit.current(now_ns) / 100)
         self.grid_w = self.load_w - self.pv_w + self.battery.active_w
@@ -306,7 +331,8 @@ class Home:
         if device == "meter":
             return {**_phases(self.grid_w, voltage), "frequency_hz": frequency, "power_factor_percent": 98.0,
                     "energy_import_wh": self.import_wh, "energy_export_wh": self.export_wh,
-                    "voltage_l12_v": voltage * math.sqrt(3)}  # fmt: skip
+                    "import_power_w": max(0.0, self.grid_w), "export_power_w": max(0.0, -self.grid_w),
+                    "load_power_w": self.load_w, "voltage_l12_v": voltage * math.sqrt(3)}  # fmt: skip
         if device == "inverter":
             strings = {}
             for number, share in ((1, 0.52), (2, 0.48)):
@@ -321,6 +347,8 @@ class Home:
                     "event_flags": 0.0, "power_limit_percent": self.pv_limit.value,
                     "power_limit_enabled": float(self.pv_limit.enabled), "limit_percent": self.pv_limit.value,
                     "limit_enable": float(self.pv_limit.enabled), "limit_reversion_s": self.pv_limit.timeout_s,
+                    "ac_power_w": self.battery.active_w - self.pv_w, "battery_power_w": self.battery.active_w,
+                    "grid_mode": 1.0, "derating_percent": self.pv_limit.value,
                     "voltage_l12_v": voltage * math.sqrt(3), "rated_power_w": self.inverter_w,
                     "rated_reactive_var": self.inverter_w * 0.6, "rated_current_a": self.inverter_w / 240,
                     **strings}  # fmt: skip
@@ -336,6 +364,12 @@ class Home:
             "energy_charged_wh": battery.charged_wh,
             "energy_discharged_wh": battery.discharged_wh,
             "temperature_cabinet_degc": battery.temperature_c,
+            "temperature_battery_degc": battery.temperature_c,
+            "charge_power_w": max(0.0, battery.active_w),
+            "discharge_power_w": max(0.0, -battery.active_w),
+            "charge_current_limit_a": battery.power_w / 48.0,
+            "battery_state": 2.0 if battery.active_w > 0 else 3.0 if battery.active_w < 0 else 1.0,
+            "running_bits": 1.0,
             "inverter_state": 1.0,
             "connection_state": 1.0,
             "soc_percent": battery.soc_percent,
