@@ -255,6 +255,14 @@ class BaseDriver(ABC):
 
     async def _reached(self) -> bool:
         """Try to reach the device, off to the side: a dead one never holds up those who poll with it."""
+        if self._attempt is not None and self._attempt.done():
+            attempt, self._attempt = self._attempt, None
+            try:
+                attempt.result()
+            except (UnavailableError, ConfigurationError) as error:
+                await self._lost(error)  # it failed since the last poll: try anew in this one
+            else:
+                return True
         if self._attempt is None:
             if self._monotonic() < self._retry_at:
                 return False
