@@ -97,6 +97,10 @@ class Driver(Protocol):
         """Write the template's safe state."""
         ...
 
+    async def release(self) -> list[Outcome]:
+        """Give the device back to its own management, where its template knows how: the gateway ends in order."""
+        ...
+
     def register_of(self, point_id: str) -> RegisterLocation | None:
         """Where a point or setting is on the wire; none where the protocol has no registers or it is not known yet."""
         ...
@@ -170,6 +174,8 @@ class BaseDriver(ABC):
         """Control → when anything of it was written last."""
         self._flash_writes = flash_writes if flash_writes is not None else {}
         self._said = False
+        self.quiet = False
+        """Say nothing to the log: somebody only looks whether this is the device."""
         names = {model.id: index for index, model in enumerate(template.points)}
         self._sums = [
             (names[model.id], [(names[name], factor) for name, factor in model.sum.items()])
@@ -181,6 +187,11 @@ class BaseDriver(ABC):
         self._lived: list[float] = []
         self._lived_ns = 0
         self._stood_polls = 0
+
+    @property
+    def log_level(self) -> int:
+        """Of what the device does that people should know."""
+        return logging.DEBUG if self.quiet else logging.WARNING
 
     # -- what a protocol does
 
@@ -250,7 +261,7 @@ class BaseDriver(ABC):
         self.counters["polls"] += 1
         if self._said:
             self._said = False
-            log.warning("%s answers again", self.asset.id)
+            log.log(self.log_level, "%s answers again", self.asset.id)
         return True
 
     async def _reached(self) -> bool:
@@ -288,7 +299,7 @@ class BaseDriver(ABC):
         self.counters["failed_polls"] += 1
         if not self._said:
             self._said = True
-            log.warning("%s does not answer (%s); trying again until it does", self.asset.id, error)
+            log.log(self.log_level, "%s does not answer (%s); trying again until it does", self.asset.id, error)
         self._set_all_bad()
 
     def _set_all_bad(self) -> None:
@@ -359,6 +370,8 @@ class BaseDriver(ABC):
         """What has to be written for a value: what differs from what the device holds, and all when its hold is over."""
         fed_ns = self._fed_ns.get(name)
         feed = fed_ns is None or self._clock.monotonic_ns() - fed_ns >= self._hold_ns(model)
+        if model.whole and not feed:
+            feed = any(self._holding.get(step.setting, (math.nan, 0))[0] != step.of(value) for step in model.steps)
         due = []
         for step in model.steps:
             number = step.of(value)
@@ -448,6 +461,23 @@ class BaseDriver(ABC):
     async def apply_safe_state(self) -> list[Outcome]:
         """See :class:`Driver`."""
         return [await self.control(name, value, urgent=True) for name, value in self.template.safe_state.items()]
+
+    async def release(self) -> list[Outcome]:
+        """See :class:`Driver`."""
+        outcomes: list[Outcome] = []
+        for name, model in self.template.controls.items():
+            if not model.release or self.state is not DriverState.READY:
+                continue
+            writes = [(self.template.setting(step.setting), step.of(0.0)) for step in model.release]
+            try:
+                for setting, number in writes:
+                    await self._write(setting, number)
+                outcomes.append(Applied(value=0.0))
+            except (UnavailableError, ConfigurationError) as error:
+                outcomes.append(Failed(reason=str(error), retryable=False))
+            self.forget_written(name)
+            self._fed_ns.pop(name, None)
+        return outcomes
 
     async def close(self) -> None:
         """See :class:`Driver`."""

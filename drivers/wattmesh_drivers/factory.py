@@ -73,6 +73,28 @@ class ConnectionModel(StrictModel):
             raise ValueError("user_certificate and user_key go together")
         return self
 
+    @property
+    def plain_tcp(self) -> bool:
+        """Whether it is a host that speaks plain Modbus TCP, which the reflex speaks as well."""
+        return self.host is not None and self.framing == "tcp" and self.tls is None
+
+    def under(self, folder: Path) -> ConnectionModel:
+        """The same with files below a folder, where their paths are relative."""
+
+        def placed(model: StrictModel) -> dict[str, object]:
+            found: dict[str, object] = {}
+            for name in type(model).model_fields:
+                value = getattr(model, name)
+                if isinstance(value, Path):
+                    found[name] = folder / value
+                elif isinstance(value, tuple) and value and isinstance(value[0], Path):
+                    found[name] = tuple(folder / one for one in value)
+                elif isinstance(value, StrictModel):
+                    found[name] = value.model_copy(update=placed(value))
+            return found
+
+        return self.model_copy(update=placed(self))
+
     def endpoint(self, template: Template) -> Endpoint:
         """The Modbus line; raises :class:`ConfigurationError` where the connection names none."""
         if self.serial is not None:

@@ -145,6 +145,10 @@ class ControlModel(StrictModel):
     readback: str | tuple[str, ...] | None = Field(
         default=None, description="settings that are read again after the write"
     )
+    release: tuple[StepModel, ...] = Field(
+        default=(), description="steps that give the device back to its own management when the gateway ends in order"
+    )
+    whole: bool = Field(default=False, description="a change writes every step, not only what differs")
     reflex: str | None = Field(default=None, description="the setting the reflex may write between two cycles")
     watchdog: WatchdogModel | None = None
     storage: Literal["volatile", "flash"] = "volatile"
@@ -191,7 +195,7 @@ class Template(StrictModel):
             raise ValueError("an OPC UA template needs the namespace's URI")
         settings = {point.id for point in self.settings}
         for name, control in self.controls.items():
-            used = [step.setting for step in control.steps]
+            used = [step.setting for step in (*control.steps, *control.release)]
             used += readbacks(control)
             used += [control.reflex] if control.reflex else []
             used += [control.watchdog.setting] if control.watchdog else []
@@ -200,6 +204,8 @@ class Template(StrictModel):
                     raise ValueError(f"control {name!r} uses {setting!r}, which is not among the settings")
             if all(step.constant for step in control.steps):
                 raise ValueError(f"control {name!r} never writes its target")
+            if not all(step.constant for step in control.release):
+                raise ValueError(f"control {name!r}: release has no target; its values are constants")
             if control.storage == "flash" and control.writes_per_day is None:
                 raise ValueError(f"control {name!r} writes to flash and needs writes_per_day")
         for name in self.safe_state:
@@ -234,7 +240,8 @@ class Template(StrictModel):
         if self.protocol == "opcua" and (point.node is None) == (point.path is None):
             raise ValueError(f"point {point.id!r} needs 'node' or 'path', one of them, as the protocol is opcua")
         needed = {"modbus": ("function", "address", "type"), "sunspec": ("model", "point"), "opcua": ("type",)}
-        for field in needed[self.protocol]:
+        beside = self.protocol == "sunspec" and point.address is not None and point.model is None
+        for field in needed["modbus" if beside else self.protocol]:  # a maker's own register beside its SunSpec map
             if getattr(point, field) is None:
                 raise ValueError(f"point {point.id!r} needs {field!r}, as the protocol is {self.protocol}")
         if point.write_function == 6 and point.type not in {"u16", "s16", None}:

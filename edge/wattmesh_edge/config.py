@@ -192,14 +192,19 @@ def load_site(path: Path) -> Site:
         where = place(path, "devices", index)
         if template.protocol == "opcua" and device.connection.url is None:
             raise ConfigurationError(f"{where}.connection: {template.id} needs url (opc.tcp://host:port)")
-        if template.protocol != "opcua" and device.connection.host is None:
-            raise ConfigurationError(f"{where}.connection: {template.id} needs host")
-        if template.kind is AssetKind.BATTERY and (device.rated_power_w is None or device.rated_energy_wh is None):
+        if template.protocol != "opcua" and device.connection.host is None and device.connection.serial is None:
+            raise ConfigurationError(f"{where}.connection: {template.id} needs host, or serial")
+        if (
+            not template.monitor_only
+            and template.kind is AssetKind.BATTERY
+            and (device.rated_power_w is None or device.rated_energy_wh is None)
+        ):
             raise ConfigurationError(f"{where}: a battery needs rated_power_w and rated_energy_wh")
         if "production_limit_percent" in template.controls and device.rated_power_w is None:
             raise ConfigurationError(f"{where}: an inverter needs rated_power_w, so that the export limit can be kept")
         if device.role == "grid" and template.kind is not AssetKind.METER:
             raise ConfigurationError(f"{where}.role: grid is for a meter, and {template.id} is a {template.kind}")
+    _check_lines(path, model, templates)
     profile = None if model.frequency is None else _check_frequency(path, model, templates)
     try:
         parse_broker_url(model.messaging.broker)
@@ -221,7 +226,8 @@ def load_site(path: Path) -> Site:
     files = {
         name: base / file for name in ("ca", "certificate", "key") if (file := getattr(messaging, name)) is not None
     }
-    model = model.model_copy(update={"messaging": messaging.model_copy(update=files)})
+    devices = tuple(device.model_copy(update={"connection": device.connection.under(base)}) for device in model.devices)
+    model = model.model_copy(update={"messaging": messaging.model_copy(update=files), "devices": devices})
     return Site(
         model=model,
         templates=templates,
@@ -230,6 +236,21 @@ def load_site(path: Path) -> Site:
         signing_key=(base / model.messaging.signing_key).resolve(),
         profile=profile,
     )
+
+
+def _check_lines(path: Path, site: SiteModel, templates: dict[str, Template]) -> None:
+    """Devices on one serial port agree on how it is set."""
+    ports: dict[str, tuple[str, object]] = {}
+    for index, device in enumerate(site.devices):
+        if device.connection.serial is None:
+            continue
+        settings = device.connection.endpoint(templates[device.id]).serial
+        other, theirs = ports.setdefault(device.connection.serial, (device.id, settings))
+        if theirs != settings:
+            raise ConfigurationError(
+                f"{place(path, 'devices', index)}.connection: {device.id} and {other} share {device.connection.serial} and "
+                f"want it set in two ways; give both the same baud, parity and stop_bits"
+            )
 
 
 def _check_frequency(path: Path, site: SiteModel, templates: dict[str, Template]) -> ResponseProfile | None:
@@ -254,6 +275,11 @@ def _check_frequency(path: Path, site: SiteModel, templates: dict[str, Template]
             f"{where}: {target.id} has no register that the reflex may write; leave response out to watch only"
         )
     device = next(one for one in site.devices if one.id == model.response.device)
+    if not device.connection.plain_tcp:
+        raise ConfigurationError(
+            f"{where}: the reflex writes over plain Modbus TCP, and {device.id} is reached in another way; leave response out "
+            f"to watch only"
+        )
     try:
         profile = load_profile(model.response.profile)
         check_profile(

@@ -42,6 +42,7 @@ from wattmesh_a2a.transports.mqtt import MqttTransport
 from wattmesh_drivers.driver import Driver
 from wattmesh_drivers.factory import create_driver
 from wattmesh_drivers.modbus.line import LinePool
+from wattmesh_drivers.modbus.proxy import ModbusProxy
 
 from wattmesh_edge import reflex as fast
 from wattmesh_edge.agents.base import SLOT_NS, SLOT_S, Outlook, SiteAgent, stored_energy_wh
@@ -49,7 +50,7 @@ from wattmesh_edge.agents.consumer import ConsumerAgent
 from wattmesh_edge.agents.planner import Storage
 from wattmesh_edge.agents.producer import ProducerAgent
 from wattmesh_edge.arbiter import BatteryLimits, SiteLimits
-from wattmesh_edge.config import FrequencyModel, FrequencyResponseModel, FrequencySourceModel, Site
+from wattmesh_edge.config import DeviceModel, FrequencyModel, FrequencyResponseModel, FrequencySourceModel, Site
 from wattmesh_edge.control import ControlCycle
 from wattmesh_edge.flash import FLASH_TABLE, FlashWrites
 from wattmesh_edge.image import ImageMaker, SiteImage
@@ -91,6 +92,7 @@ class Gateway:
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._tables()
         self._lines = LinePool()
+        self._proxies: list[ModbusProxy] = []
         self.drivers: dict[str, Driver] = {
             device.id: create_driver(
                 device.id,
@@ -271,7 +273,18 @@ class Gateway:
     async def _connect_devices(self) -> None:
         """Safe state first. A device that is absent does not keep the others from working."""
         await asyncio.gather(*(self._connect_device(name, driver) for name, driver in self.drivers.items()))
+        for device in self.site.model.devices:
+            if device.connection.proxy_port is not None:
+                proxy = self._proxy_of(device)
+                await proxy.start(device.connection.proxy_host, device.connection.proxy_port)
+                self._proxies.append(proxy)
         self._start_reflex()
+
+    def _proxy_of(self, device: DeviceModel) -> ModbusProxy:
+        template = self.site.templates[device.id]
+        line = self._lines.of(device.connection.endpoint(template))
+        assert line is not None, "its driver has taken it"
+        return ModbusProxy(line, timeout_s=template.connection.timeout_ms / 1000)
 
     async def _connect_device(self, name: str, driver: Driver) -> None:
         try:
@@ -332,7 +345,7 @@ class Gateway:
         voltage, refresh_ms = None, 0.0
         if source.device is None:
             listened = self._sought_source(source)
-        elif self.site.templates[source.device].protocol == "opcua":
+        elif not self._polled_by_reflex(source.device):
             listened, refresh_ms = sources.push_source(), self.site.model.control.period_s * 1000
         else:
             listened = self._endpoint(source.device, source.point, write=False)
@@ -376,13 +389,18 @@ class Gateway:
             self._source_due_s = time.monotonic() + _SOURCE_AGAIN_S
             return None
 
+    def _polled_by_reflex(self, device: str) -> bool:
+        """Whether the reflex reads the device's register by itself; else it gets what the driver reads in each cycle."""
+        connection = next(one.connection for one in self.site.model.devices if one.id == device)
+        return connection.plain_tcp and self.drivers[device].template.protocol != "opcua"
+
     def _push_frequency(self) -> None:
         """A source that is no register: what the driver read in this cycle goes to the reflex."""
         model = self.site.model.frequency
         if self._reflex is None or model is None or model.source.device is None:
             return
         driver = self.drivers[model.source.device]
-        if driver.template.protocol == "opcua":
+        if not self._polled_by_reflex(model.source.device):
             push_frequency(self._reflex, driver, model.source.point, model.source.voltage)
 
     def _endpoint(self, device: str, point: str, *, write: bool) -> fast.Endpoint | None:
@@ -406,8 +424,12 @@ class Gateway:
         if self._reflex is not None:
             self._reflex.stop()
             self._take_frequency_events(last=True)
+        for proxy in self._proxies:
+            await proxy.stop()
         for driver in self.drivers.values():
             await driver.apply_safe_state()
+            for outcome in await driver.release():
+                log.info("%s: given back to its own management: %s", driver.asset.id, outcome)
             await driver.close()
         self.outbox.seal()
         if not await self.uplink.drain(_DRAIN_S):

@@ -17,14 +17,17 @@ REBOOT = "reboot"
 
 
 def simulate(argv: list[str]) -> int:
-    """``wattmesh simulate FLEET.yaml`` serves a fleet's hardware; ``wattmesh simulate device TEMPLATE`` one device."""
+    """``wattmesh simulate FLEET.yaml|device TEMPLATE|recording FILE``: serve a fleet's hardware, one device, or a recording."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
     if argv[:1] == ["device"]:
         return _device(argv[1:])
+    if argv[:1] == ["recording"]:
+        return _recording(argv[1:])
     parser = argparse.ArgumentParser(
-        prog="wattmesh simulate", epilog="wattmesh simulate device --help tells how to serve one device"
+        prog="wattmesh simulate",
+        epilog="wattmesh simulate device --help and wattmesh simulate recording --help tell of one device",
     )
-    parser.add_argument("file", type=Path, help="the fleet's file, or the word device")
+    parser.add_argument("file", type=Path, help="the fleet's file, or the word device or recording")
     parser.add_argument("--time-server", metavar="HOST:PORT", help="take part in simulated time")
     parser.add_argument("--state", type=Path, help="folder for truth.json, and for going on after a restart")
     parser.add_argument("--ready-file", type=Path, help="written when all devices listen")
@@ -161,6 +164,32 @@ async def _serve_device(arguments: argparse.Namespace) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.gather(*playing, return_exceptions=True)
         await device.stop()
+
+
+def _recording(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="wattmesh simulate recording")
+    parser.add_argument("file", type=Path, help="made by wattmesh device record")
+    parser.add_argument("--port", type=int, default=0, help="TCP port of the loopback interface; 0 takes a free one")
+    parser.add_argument("--rtu", action="store_true", help="RTU frames over TCP, as behind a serial converter")
+    parser.add_argument("--ready-file", type=Path, help="written when the device listens")
+    arguments = parser.parse_args(argv)
+    asyncio.run(_serve_recording(arguments))
+    return 0
+
+
+async def _serve_recording(arguments: argparse.Namespace) -> None:
+    from wattmesh_simulators.modbus_server import ModbusServer
+    from wattmesh_simulators.replay import ReplayUnit
+
+    device = ReplayUnit(arguments.file)
+    stop = _stop_event()
+    server = ModbusServer(device, unit=device.unit, framing="rtu" if arguments.rtu else "tcp")
+    await server.start(arguments.port)
+    print(f"{device.template} at 127.0.0.1:{server.port} unit {device.unit}; Ctrl-C ends it", flush=True)
+    try:
+        await _until_ended(stop, [], arguments.ready_file)
+    finally:
+        await server.stop()
 
 
 def demo(argv: list[str]) -> int:

@@ -16,7 +16,7 @@ import time
 import tty
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from wattmesh_a2a.errors import ConfigurationError
 
@@ -115,11 +115,22 @@ class ModbusUnit:
         return True
 
 
+class Answering(Protocol):
+    """A device as a server sees it."""
+
+    faults: Faults
+    requests: int
+
+    def answer(self, pdu: bytes) -> bytes | None:
+        """The answer to one request, without header and checksum; none where none comes."""
+        ...
+
+
 class ModbusServer:
     """One endpoint of the loopback interface, with one device or several.
 
     Args:
-        registers: Of its first device.
+        registers: Of its first device, or that device itself.
         unit: Of its first device.
         faults: Of its first device.
         framing: ``rtu`` is what a plain serial converter passes on.
@@ -128,7 +139,7 @@ class ModbusServer:
 
     def __init__(
         self,
-        registers: RegisterMap,
+        registers: RegisterMap | Answering,
         *,
         unit: int = 1,
         faults: Faults | None = None,
@@ -136,14 +147,24 @@ class ModbusServer:
         max_registers: int = _READ_AT_MOST,
     ) -> None:
         self.unit = unit
-        self.device = ModbusUnit(registers, faults, max_registers=max_registers)
-        self.units = {unit: self.device}
+        self._device: Answering = (
+            ModbusUnit(registers, faults, max_registers=max_registers)
+            if isinstance(registers, RegisterMap)
+            else registers
+        )
+        self.units = {unit: self._device}
         self.port = 0
         self.connect_delay_s = 0.0
         """Requests that come sooner after the connection are not answered."""
         self._framing = framing
         self._server: asyncio.Server | None = None
         self.connections: set[_Connection] = set()
+
+    @property
+    def device(self) -> ModbusUnit:
+        """The first device, where it has registers of its own."""
+        assert isinstance(self._device, ModbusUnit)
+        return self._device
 
     @property
     def registers(self) -> RegisterMap:
@@ -153,12 +174,12 @@ class ModbusServer:
     @property
     def faults(self) -> Faults:
         """Of the first device."""
-        return self.device.faults
+        return self._device.faults
 
     @property
     def requests(self) -> int:
         """Answered by the first device."""
-        return self.device.requests
+        return self._device.requests
 
     @property
     def writes_refused(self) -> int:
@@ -190,7 +211,8 @@ class ModbusServer:
         """Lose power: nothing listens, and settings are forgotten."""
         await self.stop()
         for unit in self.units.values():
-            unit.registers.restart()
+            if isinstance(unit, ModbusUnit):
+                unit.registers.restart()
 
     async def come_up(self) -> None:
         """Listen again where it did."""
@@ -229,6 +251,8 @@ class _Connection(asyncio.Protocol):
         if device is None or device.faults.silent or early:
             return  # like a gateway with nobody behind it
         answer = device.answer(pdu)
+        if answer is None:
+            return
         faults = device.faults
         frame = self._frame(unit + 1 & 0xFF if faults.wrong_unit else unit, answer, transaction, faults)
         if faults.drop:

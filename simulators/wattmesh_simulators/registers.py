@@ -204,7 +204,7 @@ class RegisterMap:
         self.images: dict[int, tuple[int, bytearray]] = {}
         """Function code → first register and bytes."""
         self.implemented: dict[int, set[int]] = {}
-        """Function code → registers that mean something; in SunSpec maps all do."""
+        """Function code → registers that mean something."""
         self.strict = False
         """Refuse reads that touch any other register, as many devices do."""
         self._read_fields: dict[int, list[Field]] = {}
@@ -323,6 +323,8 @@ class RegisterMap:
         wanted: dict[tuple[int, str, int, str], tuple[str, int, bool]] = {}
         for kind in ("settings", "points"):
             for point in data.get(kind, ()):
+                if "model" not in point:
+                    continue
                 key = (point["model"], point.get("group", ""), point.get("index", 0), point["point"])
                 wanted.setdefault(key, (point["id"], point.get("sign", 1), kind == "settings"))
         models = sorted({1, *_EXTRA_MODELS[data["kind"]], *(key[0] for key in wanted)})
@@ -334,9 +336,24 @@ class RegisterMap:
         for model in models:
             self._lay_out_model(model, image, wanted, fields, data)
         image += b"\xff\xff\0\0"
+        meant = set(range(BASE, BASE + len(image) // 2))
+        for kind in ("points", "settings"):  # a maker's own registers, after its map
+            for point in data.get(kind, ()):
+                if "model" in point:
+                    continue
+                factor = float(point.get("scale", 1.0)) * point.get("sign", 1)
+                field = _field(point["id"], (point["address"] - BASE) * 2, _PLAIN_FORMAT[point["type"]], factor)
+                image += bytes(max(0, field.end - len(image)))
+                meant |= {BASE + cell // 2 for cell in field.cells}
+                fields.append(field)
+                if kind == "settings":
+                    self._settings[field.at] = _writable(field, point)
         self.images[3] = (BASE, image)
+        self.implemented[3] = meant
         self._read_fields[3] = fields
         for point in data.get("settings", ()):  # a point may be read under one name and written under another
+            if "model" not in point:
+                continue
             key = (point["model"], point.get("group", ""), point.get("index", 0), point["point"])
             shared = next(field for field in fields if field.name == wanted[key][0])
             self._settings[shared.at] = _writable(shared, point)

@@ -4,9 +4,9 @@ from array import array
 
 import pytest
 from wattmesh_a2a.clock import NS_PER_S, ManualClock
-from wattmesh_a2a.control import Rejected
+from wattmesh_a2a.control import Applied, Failed, Rejected
 from wattmesh_a2a.devices import Quality
-from wattmesh_a2a.errors import ConfigurationError
+from wattmesh_a2a.errors import ConfigurationError, UnavailableError
 from wattmesh_drivers.driver import as_mapping
 from wattmesh_drivers.modbus.driver import ModbusDriver
 from wattmesh_drivers.modbus.link import RefusedError
@@ -223,3 +223,208 @@ async def test_nothing_is_written_without_a_limit(bench):
     assert isinstance(outcome, Rejected)
     assert "rated_power_w" in outcome.reason
     assert bench.home.writes == 0
+
+
+# -- what a template can say beyond one register
+
+
+class Limited(Registers):
+    """A device that refuses long requests with exception 3."""
+
+    def __init__(self, registers, longest):
+        super().__init__(registers)
+        self.longest, self.asked = longest, []
+
+    async def read(self, function, address, count):
+        self.asked.append(count)
+        if count > self.longest:
+            raise RefusedError(3, "value refused")
+        return await super().read(function, address, count)
+
+
+async def test_a_request_that_is_too_long_is_shortened_and_stays_short():
+    link = Limited({register: register for register in range(200)}, 20)
+    made = driver(link, template([plain("active_power_w", 0), *(plain(f"p{at}", at) for at in range(10, 100, 10))]))
+    assert await made.poll()
+    assert as_mapping(made)["p90"] == (90.0, Quality.GOOD)
+    shortened = made.counters["shortened"]
+    assert shortened >= 2
+    link.asked.clear()
+    assert await made.poll()
+    assert max(link.asked) <= 20
+    assert made.counters["shortened"] == shortened
+
+
+async def test_a_value_that_is_refused_whatever_its_length_is_no_endless_loop():
+    link = Limited(dict.fromkeys(range(10), 1), 0)
+    made = driver(link, template([plain("active_power_w", 0), plain("p5", 5)]))
+    assert not await made.poll()
+    assert len(link.asked) < 10
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_words_that_lie_apart_are_one_value_in_one_block_or_two(refused):
+    registers = {100: 0xFFFF - 499, 160: 0xFFFF, 130: 7}
+    if not refused:
+        registers |= {register: 0 for register in range(100, 161) if register not in registers}
+    points = [
+        plain("active_power_w", 100, type="s32", high_address=160, scale=0.1),
+        plain("other", 130),
+    ]
+    made = driver(Registers(registers), template(points))
+    assert await made.poll()
+    assert as_mapping(made) == {
+        "active_power_w": (pytest.approx(-50.0), Quality.GOOD),
+        "other": (7.0, Quality.GOOD),
+    }
+
+
+async def test_of_words_that_lie_apart_half_a_value_is_none():
+    made = driver(
+        Registers({100: 5, 130: 7}),
+        template([plain("active_power_w", 100, type="s32", high_address=160), plain("other", 130)]),
+    )
+    assert await made.poll()
+    assert as_mapping(made)["active_power_w"][1] == Quality.BAD
+    assert as_mapping(made)["other"] == (7.0, Quality.GOOD)
+
+
+async def test_an_offset_is_added_after_scaling():
+    made = driver(Registers({0: 1250}), template([plain("active_power_w", 0, scale=0.1, offset=-100)]))
+    assert await made.poll()
+    assert as_mapping(made)["active_power_w"][0] == pytest.approx(25.0)
+
+
+async def test_a_sum_is_as_good_as_the_worst_of_its_terms():
+    points = [
+        plain("charge_power_w", 0),
+        plain("discharge_power_w", 1, sentinel=0xFFFF),
+        {"id": "active_power_w", "sum": {"charge_power_w": 1, "discharge_power_w": -1}},
+    ]
+    link = Registers({0: 100, 1: 30})
+    made = driver(link, template(points))
+    assert await made.poll()
+    assert as_mapping(made)["active_power_w"] == (70.0, Quality.GOOD)
+    link.registers[1] = 0xFFFF
+    assert await made.poll()
+    value, quality = as_mapping(made)["active_power_w"]
+    assert quality == Quality.BAD
+    assert value != value
+
+
+@pytest.mark.parametrize(("content", "told"), [({40: 3}, "holds 3: set it to H"), ({}, "is refused: set it to H")])
+async def test_a_device_that_is_set_up_in_another_way_is_not_read(content, told):
+    made = driver(
+        Registers({0: 1} | content),
+        template([plain("active_power_w", 0)], identity=[{"address": 40, "one_of": [7], "hint": "set it to H"}]),
+    )
+    with pytest.raises(ConfigurationError, match=told):
+        await made.connect()
+    assert as_mapping(made)["active_power_w"][1] == Quality.BAD
+    made = driver(
+        Registers({0: 1, 40: 7}),
+        template([plain("active_power_w", 0)], identity=[{"address": 40, "one_of": [7], "hint": "set it to H"}]),
+    )
+    assert await made.poll()
+
+
+def forced(**more):
+    """A battery with a mode, a command by direction and a magnitude, as many hybrids have it."""
+    return template(
+        [plain("active_power_w", 0), plain("soc_percent", 1)], kind="battery",
+        settings=[plain("mode", 10), plain("command", 11), plain("power_w", 12, maximum=3000)],
+        controls={"active_power_w": {
+            "steps": [
+                {"setting": "mode", "value": 2},
+                {"setting": "power_w", "value": "magnitude"},
+                {"setting": "command", "value": {"charge": 0xAA, "discharge": 0xBB, "idle": 0xCC}},
+            ],
+            "release": [{"setting": "mode", "value": 0}, {"setting": "command", "value": 0xCC}],
+        } | more},
+        safe_state={"active_power_w": 0},
+    )  # fmt: skip
+
+
+async def test_only_what_differs_is_written_and_in_the_steps_order():
+    link = Registers({0: 0, 1: 50})
+    made = driver(link, forced(), rated_power_w=5000)
+    assert await made.poll()
+    for value, wanted in (
+        (800, [(10, 2), (12, 800), (11, 0xAA)]),
+        (900, [(12, 900)]),
+        (900, []),
+        (-900, [(11, 0xBB)]),
+        (0, [(12, 0), (11, 0xCC)]),
+    ):
+        link.written.clear()
+        assert await made.control("active_power_w", value) == Applied(value=value)
+        assert [(address, registers[0]) for _, address, registers in link.written] == wanted
+
+
+async def test_a_control_that_wants_it_writes_every_step_of_a_change():
+    link = Registers({0: 0, 1: 50})
+    made = driver(link, forced(whole=True), rated_power_w=5000)
+    assert await made.poll()
+    for value, count in ((800, 3), (900, 3), (900, 0)):
+        link.written.clear()
+        assert await made.control("active_power_w", value) == Applied(value=value)
+        assert len(link.written) == count
+
+
+async def test_a_setting_outside_its_own_limits_is_rejected_and_nothing_is_written():
+    link = Registers({0: 0, 1: 50})
+    made = driver(link, forced(), rated_power_w=5000)
+    assert await made.poll()
+    outcome = await made.control("active_power_w", -3500)
+    assert isinstance(outcome, Rejected)
+    assert "power_w = 3500, outside -inf..3000" in outcome.reason
+    assert link.written == []
+
+
+async def test_a_battery_is_given_back_when_the_gateway_ends_in_order():
+    link = Registers({0: 0, 1: 50})
+    made = driver(link, forced(), rated_power_w=5000)
+    assert await made.poll()
+    await made.control("active_power_w", 800)
+    link.written.clear()
+    assert await made.release() == [Applied(value=0.0)]
+    assert [(address, registers[0]) for _, address, registers in link.written] == [(10, 0), (11, 0xCC)]
+    link.written.clear()
+    assert await made.control("active_power_w", 800) == Applied(value=800)
+    assert len(link.written) == 3, "and taken again as a whole"
+
+
+class Breaking(Registers):
+    """Loses the answer of the write of one register."""
+
+    async def write(self, function, address, registers):
+        await super().write(function, address, registers)
+        if address == 12:
+            raise UnavailableError("no answer")
+
+
+async def test_a_control_that_broke_off_is_carried_out_anew_and_nothing_twice_in_one():
+    link = Breaking({0: 0, 1: 50})
+    made = driver(link, forced(), rated_power_w=5000)
+    assert await made.poll()
+    assert isinstance(await made.control("active_power_w", 800), Failed)
+    assert [address for _, address, _ in link.written] == [10, 12], "the command was not tried on half a control"
+    assert await made.poll()
+    link.written.clear()
+    link.__class__ = Registers
+    assert await made.control("active_power_w", 800) == Applied(value=800)
+    assert [address for _, address, _ in link.written] == [10, 12, 11]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"release": [{"setting": "mode", "value": "target"}]}, "release has no target"),
+        ({"release": [{"setting": "nothing", "value": 1}]}, "'nothing', which is not among the settings"),
+        ({"steps": [{"setting": "mode", "value": 2}]}, "never writes its target"),
+        ({"storage": "flash"}, "needs writes_per_day"),
+    ],
+)
+def test_a_control_that_cannot_be_is_told(change, told):
+    with pytest.raises(ValueError, match=told):
+        forced(**change)

@@ -26,7 +26,7 @@ CODES = {
     "u64": decode.U64, "s64": decode.S64, "f32": decode.F32, "f64": decode.F64,
 }  # fmt: skip
 WORDS = {"u16": 1, "s16": 1, "u32": 2, "s32": 2, "u64": 4, "s64": 4, "f32": 2, "f64": 4}
-_ILLEGAL_ADDRESS = 2
+_ILLEGAL_ADDRESS, _ILLEGAL_VALUE = 2, 3
 _EXPONENT_LIMIT = 10
 """SunSpec Device Information Model Specification: a scale factor is -10 to 10; any other is none."""
 _REFUSED_AGAIN_NS = 300 * NS_PER_S
@@ -103,6 +103,8 @@ class ModbusDriver(BaseDriver):
         self._barriers: set[tuple[int, int]] = set()
         """Function and register of holes that no block may contain."""
         self._alone: set[Span] = set()
+        self._longest = 125
+        """Registers in one request that the device was found to bear."""
         self._refused: set[Span] = set()
         self._refused_said: set[Span] = set()
         self._refused_ns = 0
@@ -244,7 +246,7 @@ class ModbusDriver(BaseDriver):
     def _blocks(self) -> list[Block]:
         wanted = self._spans.keys() - self._refused
         alone = wanted & self._alone
-        limit = self.template.connection.max_registers
+        limit = min(self.template.connection.max_registers, self._longest)
         blocks = [Block(function=span.function, start=span.start, count=span.end - span.start) for span in alone]
         for function in sorted({span.function for span in wanted}):
             spans = [span for span in wanted - alone if span.function == function]
@@ -285,19 +287,33 @@ class ModbusDriver(BaseDriver):
             refused = None
             for plan, answer in zip(waiting, answers, strict=True):
                 if isinstance(answer, RefusedError):
-                    if answer.code != _ILLEGAL_ADDRESS:
+                    if answer.code != _ILLEGAL_ADDRESS and not self._too_long(plan.block, answer):
                         raise answer
-                    refused = refused or plan.block
+                    refused = refused or (plan.block, answer.code)
                 else:
                     plan.decoder.decode(answer, self.values, self.qualities)
                     done[plan.block] = answer
             if refused is None:
                 break
-            self._split(refused)
+            if refused[1] == _ILLEGAL_ADDRESS:
+                self._split(refused[0])
+            else:
+                self._shorten(refused[0])
             waiting = [plan for plan in self._plans if plan.block not in done]
         for index, location in self._apart:
             self._join(index, location, done)
         self.source_times_ns[:] = array("q", [now]) * len(self.source_times_ns)
+
+    def _too_long(self, block: Block, error: RefusedError) -> bool:
+        """Whether it may be the length of the request that the device refuses, and a shorter one is possible."""
+        return error.code == _ILLEGAL_VALUE and block.count > max(span.end - span.start for span in self._spans)
+
+    def _shorten(self, block: Block) -> None:
+        """Ask for less at once from now on; each call halves it, down to the longest span."""
+        longest = max(span.end - span.start for span in self._spans)
+        self._longest = max(longest, min(block.count - 1, block.count // 2))
+        self.counters["shortened"] += 1
+        self._make_plan()
 
     def _join(self, index: int, location: _Location, read: Mapping[Block, array[int]]) -> None:
         """A value whose two words came in two answers."""
@@ -344,7 +360,7 @@ class ModbusDriver(BaseDriver):
         if new:
             self._refused_said.update(new)
             names = ", ".join(self.template.points[index].id for span in new for index in self._spans[span])
-            log.warning("%s refuses the registers of %s: no data for these", self.asset.id, names)
+            log.log(self.log_level, "%s refuses the registers of %s: no data for these", self.asset.id, names)
 
     async def _write(self, setting: PointModel, value: float) -> None:
         location = self._locations[setting.id]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import ssl
 import struct
@@ -227,7 +228,7 @@ class Line(asyncio.Protocol):
         except TimeoutError as error:
             raise UnavailableError(f"nothing answers at {endpoint.name} within {timeout_s:g} s") from error
         except (OSError, ssl.SSLError) as error:
-            why = error.strerror or str(error)
+            why = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error) or type(error).__name__
             raise UnavailableError(f"nothing answers at {endpoint.name} ({why})") from error
         if self._connect_delay_s:
             await asyncio.sleep(self._connect_delay_s)
@@ -503,6 +504,10 @@ class LinePool:
 
     def __init__(self) -> None:
         self._lines: dict[Endpoint, Line] = {}
+
+    def of(self, endpoint: Endpoint) -> Line | None:
+        """The line of an endpoint that somebody has taken; none else."""
+        return self._lines.get(endpoint)
 
     def line(self, endpoint: Endpoint, *, gap_s: float = 0.0, connect_delay_s: float = 0.0, pipeline: int = 1) -> Line:
         """The line of an endpoint; of several that share it, the longest pauses and the fewest at once count."""

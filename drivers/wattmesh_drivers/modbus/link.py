@@ -57,7 +57,7 @@ class ModbusLink:
 
     def __init__(self, line: Line, unit: int, *, timeout_s: float) -> None:
         self.line, self.unit = line, unit
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._open = False
         self._slowest_s = 0.0
         self.probing = False
@@ -88,7 +88,7 @@ class ModbusLink:
     async def open(self) -> None:
         """Connect; raises :class:`UnavailableError` or, for a port or certificate, :class:`ConfigurationError`."""
         self.close()
-        await self.line.open(self._timeout_s)
+        await self.line.open(self.timeout_s)
         self._open = True
 
     def close(self) -> None:
@@ -133,14 +133,14 @@ class ModbusLink:
         else:
             confirmed = struct.pack(">BHH", 16, address, len(registers))
             pdu = confirmed + bytes([len(content)]) + content
-        answer = (await self.line.ask(self.unit, (pdu,), self._timeout_s))[0]
+        answer = (await self.line.ask(self.unit, (pdu,), self.timeout_s))[0]
         self._refusal(answer, function)
         if answer != confirmed:
             raise UnavailableError(f"unit {self.unit} confirmed something other than the write of {address}")
 
     async def _ask(self, pdus: Sequence[bytes]) -> list[bytes]:
         """Ask for what can be asked again. Whoever is known to be slow is waited for, whoever is absent not for long."""
-        line, timeout_s = self.line, self._timeout_s
+        line, timeout_s = self.line, self.timeout_s
         if self.probing and line.shared and self._slowest_s:
             timeout_s = min(timeout_s, _PROBE_AT_LEAST_S + _PROBE_TIMES * self._slowest_s)
         answers = await line.ask(self.unit, pdus, timeout_s, probe=self.probing)

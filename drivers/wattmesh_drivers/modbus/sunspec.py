@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -101,6 +102,40 @@ async def _walk(link: ModbusLink, address: int) -> dict[int, ModelAt]:
         if address > 65_000:
             break
     raise UnavailableError(f"{link.name}: the SunSpec model chain has no end")
+
+
+async def product_of(link: ModbusLink, models: Mapping[int, ModelAt]) -> str:
+    """Manufacturer, model and serial number of the common model (1), as the device tells them; empty where it has none."""
+    common = models.get(1)
+    if common is None:
+        return ""
+    parts = []
+    for name, size in (("Mn", 16), ("Md", 16), ("SN", 16)):
+        offset = _offsets(model_definition(1))[0][name][0]
+        words = await link.read(3, common.address + offset, size)
+        text = b"".join(word.to_bytes(2, "big") for word in words).split(b"\0")[0]
+        parts.append("".join(one for one in text.decode("ascii", "replace") if one.isprintable()).strip())
+    return " ".join(part for part in parts if part)
+
+
+async def rating_of(link: ModbusLink, models: Mapping[int, ModelAt], point: str, *candidates: int) -> float | None:
+    """A rating that a device tells of itself, from the first of some models that has it; none where none does."""
+    for model in candidates:
+        found = models.get(model)
+        if found is None:
+            continue
+        place = place_of(model, found.address, point)
+        if place.end > found.end or place.type not in {"u16", "u32"}:
+            continue
+        words = await link.read(3, place.address, 1 if place.type == "u16" else 2)
+        raw = int.from_bytes(b"".join(word.to_bytes(2, "big") for word in words), "big")
+        exponent = place.fixed_exponent
+        if place.scale_address is not None:
+            word = (await link.read(3, place.scale_address, 1))[0]
+            exponent = word - 0x10000 if word & 0x8000 else word
+        if raw and raw != place.sentinel and abs(exponent) <= 10:
+            return raw * 10.0**exponent
+    return None
 
 
 def place_of(model: int, start: int, point: str, *, group: str | None = None, index: int = 0) -> Place:

@@ -335,7 +335,7 @@ class Home:
                     "load_power_w": self.load_w, "voltage_l12_v": voltage * math.sqrt(3)}  # fmt: skip
         if device == "inverter":
             strings = {}
-            for number, share in ((1, 0.52), (2, 0.48)):
+            for number, share in ((1, 0.52), (2, 0.48), (3, 0.0), (4, 0.0)):
                 power = self.pv_w * 1.03 * share
                 volts = 380.0 if power > 1 else 0.0
                 strings[f"string_{number}_power_w"] = power
@@ -348,7 +348,7 @@ class Home:
                     "power_limit_enabled": float(self.pv_limit.enabled), "limit_percent": self.pv_limit.value,
                     "limit_enable": float(self.pv_limit.enabled), "limit_reversion_s": self.pv_limit.timeout_s,
                     "ac_power_w": self.battery.active_w - self.pv_w, "battery_power_w": self.battery.active_w,
-                    "grid_mode": 1.0, "derating_percent": self.pv_limit.value,
+                    "grid_mode": 1.0, "energy_ac_wh": self.produced_wh, "derating_percent": self.pv_limit.value,
                     "voltage_l12_v": voltage * math.sqrt(3), "rated_power_w": self.inverter_w,
                     "rated_reactive_var": self.inverter_w * 0.6, "rated_current_a": self.inverter_w / 240,
                     **strings}  # fmt: skip
