@@ -138,7 +138,9 @@ def test_a_folder_that_cannot_be_written_costs_no_more_than_the_trace(register_s
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"nothing", gzip.compress(b"{}"), gzip.compress(b'{"format": 2}'), gzip.compress(b"[1]")]
+    "content",
+    [b"", b"nothing", gzip.compress(b"{}"), gzip.compress(b'{"format": 2}'), gzip.compress(b"[1]")],
+    ids=["empty", "text", "no fields", "another format", "a list"],  # the bytes have the time in them
 )
 def test_what_is_no_trace_is_one_clear_error(tmp_path, content):
     path = tmp_path / "x.trace.gz"
