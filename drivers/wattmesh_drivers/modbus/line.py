@@ -153,6 +153,7 @@ class Line(asyncio.Protocol):
     ) -> None:
         self.endpoint = endpoint
         self.counters: Counter[str] = Counter()
+        self.requests = 0
         self.tap: Tap | None = None
         self.took_s = 0.0
         """From the last request to its last answer."""
@@ -179,6 +180,7 @@ class Line(asyncio.Protocol):
         silence_s = endpoint.serial.silence_s if endpoint.serial is not None else _SILENCE_AT_LEAST_S
         self._quiet_s = silence_s + _BURSTS_S
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def widen(self, gap_s: float, connect_delay_s: float, pipeline: int) -> None:
         """Another device shares the line: its needs count as well."""
@@ -262,6 +264,9 @@ class Line(asyncio.Protocol):
     def drop(self, why: str = "the connection was ended") -> None:
         """End the connection; who waits for an answer is told."""
         transport, self._transport = self._transport, None
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
         self._buffer = b""
         self._abandoned.clear()
         if transport is not None:
@@ -284,9 +289,7 @@ class Line(asyncio.Protocol):
     # -- the queue
 
     async def _acquire(self, *, probe: bool) -> None:
-        if not self._busy:
-            self._busy = True
-            return
+        """Wait for one's turn; whoever ends hands the line on, so that nobody slips in between."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         (self._probing if probe else self._waiting).append(turn)
         try:
@@ -317,28 +320,32 @@ class Line(asyncio.Protocol):
         Raises:
             UnavailableError: An answer did not come, or something came that is not one.
         """
-        await self._acquire(probe=probe)
+        if self._busy:
+            await self._acquire(probe=probe)
+        self._busy = True
         try:
-            await self._pause()
-            transport = self._transport
-            if transport is None:
+            if self._free_at > 0.0 or self._drain_until > 0.0:
+                await self._pause()
+            transport, loop = self._transport, self._loop
+            if transport is None or loop is None:
                 raise UnavailableError(f"not connected to {self.endpoint.name}")
-            loop = self._loop
-            assert loop is not None
             began = loop.time()
-            batch = _Batch(unit, pdus, [], loop.create_future(), timeout_s, began + timeout_s)
-            self._batch = batch
+            done = loop.create_future()
+            batch = self._batch = _Batch(unit, pdus, [], done, timeout_s, began + timeout_s)
             self._oldest = (self._transaction + 1) & 0xFFFF
             self._send(transport, batch)
-            timer = loop.call_at(batch.deadline, self._expired, batch)
+            if self._timer is None:
+                self._timer = loop.call_at(batch.deadline, self._watch, loop)
+            elif batch.deadline < self._timer.when():
+                self._timer.cancel()
+                self._timer = loop.call_at(batch.deadline, self._watch, loop)
             try:
-                await batch.done
+                await done
                 self.took_s = loop.time() - began
             except asyncio.CancelledError:
                 self._doubt(batch)
                 raise
             finally:
-                timer.cancel()
                 self._batch = None
                 if self._gap_s:
                     self._free_at = loop.time() + self._gap_s
@@ -348,13 +355,11 @@ class Line(asyncio.Protocol):
 
     async def _pause(self) -> None:
         """What the other end needs between requests, and what an answer that was not waited for may still take."""
-        if self._free_at <= 0.0 and self._drain_until <= 0.0:
-            return
         loop = asyncio.get_running_loop()
         for _ in range(_DRAINS_AT_MOST):
             wait = max(self._free_at, self._drain_until) - loop.time()
             if wait <= 0:
-                self._drain_until = 0.0
+                self._drain_until = self._free_at = 0.0
                 self._buffer = b"" if self._rtu else self._buffer
                 return
             await asyncio.sleep(wait)
@@ -362,28 +367,39 @@ class Line(asyncio.Protocol):
 
     def _send(self, transport: asyncio.WriteTransport, batch: _Batch) -> None:
         """As many of the batch as may be under way."""
+        if len(batch.pdus) == 1 and not self._rtu:  # nearly always
+            pdu = batch.pdus[0]
+            batch.sent = 1
+            self.requests += 1
+            if self.tap is not None:
+                self.tap("request", batch.unit, pdu)
+            number = self._transaction = (self._transaction + 1) & 0xFFFF
+            transport.write(_MBAP.pack(number, 0, len(pdu) + 1, batch.unit) + pdu)
+            return
         frames = []
         while batch.sent < len(batch.pdus) and batch.sent - len(batch.answers) < self._pipeline:
             pdu = batch.pdus[batch.sent]
             batch.sent += 1
-            self.counters["requests"] += 1
+            self.requests += 1
             if self.tap is not None:
                 self.tap("request", batch.unit, pdu)
             if self._rtu:
                 body = bytes([batch.unit]) + pdu
                 frames.append(body + crc16(body).to_bytes(2, "little"))
             else:
-                self._transaction = (self._transaction + 1) & 0xFFFF
-                frames.append(_MBAP.pack(self._transaction, 0, len(pdu) + 1, batch.unit) + pdu)
+                number = self._transaction = (self._transaction + 1) & 0xFFFF
+                frames.append(_MBAP.pack(number, 0, len(pdu) + 1, batch.unit) + pdu)
         if frames:
             transport.write(frames[0] if len(frames) == 1 else b"".join(frames))
 
-    def _expired(self, batch: _Batch) -> None:
-        loop = self._loop
-        if batch is not self._batch or batch.done.done() or loop is None:
-            return
-        if batch.deadline > loop.time():  # answers came meanwhile
-            loop.call_at(batch.deadline, self._expired, batch)
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """One timer for all requests: most are answered long before, and a timer each would be half the work."""
+        self._timer = None
+        batch = self._batch
+        if batch is None or batch.done.done():
+            return  # the next request sets it anew
+        if batch.deadline > loop.time():
+            self._timer = loop.call_at(batch.deadline, self._watch, loop)
             return
         self.counters["timeouts"] += 1
         if self.tap is not None:
@@ -446,6 +462,9 @@ class Line(asyncio.Protocol):
                 return
             at = end
         self._buffer = buffer[at:] if at < size else b""
+        batch = self._batch
+        if batch is not None and batch.sent < len(batch.pdus) and self._transport is not None:
+            self._send(self._transport, batch)  # once for all that came: as many again
 
     def _rtu_received(self, data: bytes) -> None:
         batch = self._batch
@@ -478,7 +497,7 @@ class Line(asyncio.Protocol):
         if len(batch.answers) == len(batch.pdus):
             if not batch.done.done():
                 batch.done.set_result(None)
-        elif batch.sent < len(batch.pdus) and self._transport is not None:
+        elif self._rtu and self._transport is not None:
             self._send(self._transport, batch)
 
     def _wrong(self, what: str) -> None:

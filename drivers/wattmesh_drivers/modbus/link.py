@@ -105,7 +105,13 @@ class ModbusLink:
             BusyError: The device asks for time.
             RefusedError: The device will not.
         """
-        answer = (await self._ask((_READ.pack(function, address, count),)))[0]
+        pdu = _READ.pack(function, address, count)
+        if self.probing:
+            answer = (await self._ask((pdu,)))[0]
+        else:
+            line = self.line
+            answer = (await line.ask(self.unit, (pdu,), self.timeout_s))[0]
+            self._slowest_s = max(self._slowest_s, line.took_s)
         return self._registers(answer, function, count)
 
     async def read_many(self, requests: Sequence[Request]) -> list[array[int] | RefusedError]:
