@@ -151,7 +151,7 @@ class BaseDriver(ABC):
         self.asset = Asset(
             id=asset_id,
             kind=template.kind,
-            points=tuple(_point(model) for model in template.points),
+            points=points_of(template),
             rated_power_w=rated_power_w,
             rated_energy_wh=rated_energy_wh,
         )
@@ -487,6 +487,18 @@ class BaseDriver(ABC):
             await asyncio.gather(attempt, return_exceptions=True)
         await self._shut()
         self.state = DriverState.DISCONNECTED
+
+
+_POINTS: dict[int, tuple[Template, tuple[Point, ...]]] = {}
+"""By the template's identity, which is kept with them: many devices share one template."""
+
+
+def points_of(template: Template) -> tuple[Point, ...]:
+    """What a device of a template measures."""
+    found = _POINTS.get(id(template))
+    if found is None:
+        found = _POINTS[id(template)] = (template, tuple(_point(model) for model in template.points))
+    return found[1]
 
 
 def _point(model: PointModel) -> Point:

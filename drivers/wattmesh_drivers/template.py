@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 import sys
 from functools import cache
@@ -17,7 +16,10 @@ from wattmesh_a2a.config_file import StrictModel, load_yaml_model
 from wattmesh_a2a.devices import AssetKind
 from wattmesh_a2a.errors import ConfigurationError
 
+import firmware_configs
 from wattmesh_drivers.kinds import KINDS
+
+_DEVICES = Path(firmware_configs.__file__).parent / "devices"
 
 RegisterType = Literal["u16", "s16", "u32", "s32", "u64", "s64", "f32", "f64"]
 OpcUaType = Literal["double", "float", "int16", "uint16", "int32", "uint32", "int64", "uint64", "boolean"]
@@ -266,8 +268,7 @@ def readbacks(control: ControlModel) -> tuple[str, ...]:
 
 def template_ids() -> list[str]:
     """Names of all templates that come with WattMesh."""
-    folder = importlib.resources.files("firmware_configs") / "devices"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return sorted(path.stem for path in _DEVICES.glob("*.yaml"))
 
 
 @cache
@@ -281,9 +282,7 @@ def load_template(name: str) -> Template:
         return load_yaml_model(Path(name), Template)
     if name not in template_ids():
         raise ConfigurationError(f"there is no device template {name!r}; there are: {', '.join(template_ids())}")
-    path = importlib.resources.files("firmware_configs") / "devices" / f"{name}.yaml"
-    with importlib.resources.as_file(path) as file:
-        return load_yaml_model(file, Template)
+    return load_yaml_model(_DEVICES / f"{name}.yaml", Template)
 
 
 def schema_text() -> str:

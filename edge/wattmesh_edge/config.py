@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
-from wattmesh_a2a.config_file import StrictModel, TariffModel, load_yaml_model, place
+from wattmesh_a2a.config_file import StrictModel, load_yaml_model, place
 from wattmesh_a2a.devices import AssetKind
 from wattmesh_a2a.errors import ConfigurationError
 from wattmesh_a2a.tariff import Tariff
+from wattmesh_a2a.tariff_file import TariffModel
 from wattmesh_a2a.transports.mqtt import parse_broker_url
 from wattmesh_drivers.factory import ConnectionModel
 from wattmesh_drivers.template import Template, load_template

@@ -15,8 +15,8 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from wattmesh_a2a.config_file import TariffModel
 from wattmesh_a2a.tariff import Tariff
+from wattmesh_a2a.tariff_file import TariffModel
 
 from wattmesh_simulators.demo_fleet import TARIFF, TIME_ZONE, FleetFiles
 from wattmesh_simulators.processes import Usage

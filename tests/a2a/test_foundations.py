@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 from wattmesh_a2a.clock import NS_PER_S, ManualClock
-from wattmesh_a2a.config_file import StrictModel, TariffModel, load_yaml_model
+from wattmesh_a2a.config_file import StrictModel, load_yaml_model
 from wattmesh_a2a.envelope import Address
 from wattmesh_a2a.errors import ConfigurationError, InvalidMessageError
 from wattmesh_a2a.tariff import Tariff, TariffPeriod, slot_start_ns
+from wattmesh_a2a.tariff_file import TariffModel
 from wattmesh_a2a.telemetry import ColumnBatch, RecordBatch, decode, encode_columns, encode_records
 from wattmesh_a2a.topics import MAX_SLASHES, MAX_TOPIC_BYTES, Topics
 

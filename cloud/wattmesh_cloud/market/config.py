@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pydantic import Field, model_validator
-from wattmesh_a2a.config_file import StrictModel, TariffModel
+from wattmesh_a2a.config_file import StrictModel
+from wattmesh_a2a.tariff_file import TariffModel
 
 
 class ParticipantModel(StrictModel):

@@ -8,6 +8,7 @@ import struct
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, Unpack
 
 from wattmesh_a2a.clock import NS_PER_S, Clock
@@ -98,7 +99,7 @@ class ModbusDriver(BaseDriver):
         self._plans: list[_Plan] = []
         self._apart: list[tuple[int, _Location]] = []
         """Points whose two words are in no block together."""
-        self._spans: dict[Span, list[int]] = {}
+        self._spans: dict[Span, tuple[int, ...]] = {}
         """What is read together, and the points in it."""
         self._barriers: set[tuple[int, int]] = set()
         """Function and register of holes that no block may contain."""
@@ -158,19 +159,7 @@ class ModbusDriver(BaseDriver):
     async def _locate(self, model: PointModel, constants: dict[int, int | None]) -> _Location:
         """Where a point is; ``constants`` keeps what was read on the way, for the points after it."""
         if model.model is None:
-            assert model.address is not None
-            type_ = str(model.type)
-            return _Location(
-                model.function or 3,
-                _write_function(model, type_),
-                model.address,
-                type_,
-                model.word_order == "little",
-                model.scale * model.sign,
-                model.sentinel,
-                model.high_address,
-                model.offset,
-            )
+            return _plain_location(model)
         found = self._models.get(model.model)
         if found is None:
             raise ConfigurationError(
@@ -222,15 +211,15 @@ class ModbusDriver(BaseDriver):
                 together.setdefault(key, []).append(index)
             else:
                 self._set_bad(index)
-        self._spans = {}
+        spans: dict[Span, tuple[int, ...]] = {}
         for (function, _), indices in together.items():
-            parts = [(index, part) for index in indices for part in self._location(index).parts]
-            if len(indices) == 1:  # its words may lie apart
-                for _, part in parts:
-                    self._spans.setdefault(Span(function=function, start=part[0], end=part[1]), []).extend(indices)
-                continue
-            start, end = min(part[0] for _, part in parts), max(part[1] for _, part in parts)
-            self._spans.setdefault(Span(function=function, start=start, end=end), []).extend(indices)
+            parts = [part for index in indices for part in self._location(index).parts]
+            if len(indices) > 1:  # read together, whatever lies between
+                parts = [(min(part[0] for part in parts), max(part[1] for part in parts))]
+            for start, end in parts:  # of one point there are two where its words lie apart
+                span = _span(function=function, start=start, end=end)
+                spans[span] = (*spans.get(span, ()), *indices)
+        self._spans = spans
         for span in self._refused & self._spans.keys():
             for index in self._spans[span]:
                 self._set_bad(index)
@@ -350,7 +339,7 @@ class ModbusDriver(BaseDriver):
         self.counters["splits"] += 1
         self._make_plan()
 
-    def _refuse(self, spans: list[Span]) -> None:
+    def _refuse(self, spans: Sequence[Span]) -> None:
         self._refused.update(spans)
         self._refused_ns = self._clock.monotonic_ns()
         if self._refused >= self._spans.keys():
@@ -400,6 +389,28 @@ class ModbusDriver(BaseDriver):
             scale=abs(location.factor),
             sign=1 if location.factor > 0 else -1,
         )
+
+
+@lru_cache(maxsize=4096)
+def _plain_location(model: PointModel) -> _Location:
+    """Where the template says that a point is; one object for all devices of a template."""
+    assert model.address is not None
+    type_ = str(model.type)
+    return _Location(
+        model.function or 3,
+        _write_function(model, type_),
+        model.address,
+        type_,
+        model.word_order == "little",
+        model.scale * model.sign,
+        model.sentinel,
+        model.high_address,
+        model.offset,
+    )
+
+
+_span = lru_cache(maxsize=4096)(Span)
+"""One object for the same span of many devices."""
 
 
 def _write_function(model: PointModel, type_: str) -> int:
