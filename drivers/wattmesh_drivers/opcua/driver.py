@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 _CHECK_AGAIN_S = 60.0
 """So often what is missing is looked for again, and a subscription's values are read once: some servers compare with the last
-sample instead of the last value they told, and never tell of a slow drift inside the dead band."""
+sample instead of the last value they told, and never tell of a slow drift, or of a new status, inside the dead band."""
 _SHOWN = 8
 """Missing nodes that a message names; the attribute has all."""
 _BAD, _UNCERTAIN = 0x80000000, 0x40000000

@@ -144,7 +144,7 @@ class Session:
                 await client.send_hello()
                 await client.open_secure_channel()
                 self._plan_renewal(client)
-                await client.create_session()
+                await self._create_session(client)
                 self._check_login(client, password)
                 await client.activate_session(self._login and self._login.user, password, client.user_certificate)
             except _LOGIN_REFUSED as error:
@@ -188,6 +188,16 @@ class Session:
             mode=mode,
         )
         return str(security.certificate)
+
+    async def _create_session(self, client: Client) -> None:
+        """asyncua verifies that the server holds the key of the certificate that we trusted (OPC 10000-4, 5.7.2)."""
+        try:
+            await client.create_session()
+        except ua.UaStatusCodeError:
+            raise
+        except ua.UaError as error:  # the server's own list of endpoints has not ours, or another certificate
+            hint = "" if self._security is not None else "; it may ask for connection.security"
+            raise ConfigurationError(f"{self.url}: {cause_of(error)}{hint}") from error
 
     def _prepare_login(self, client: Client, now: datetime) -> str | None:
         """Put who we are into the client; gives the password."""
