@@ -72,7 +72,7 @@ async def test_what_the_server_grants_is_read_back_and_said_where_it_differs(tmp
     def coarser(service, params):
         result, data = common(service, params)
         result.RevisedSamplingInterval = (
-            250.0 if data.client_handle == 1 else params.RequestedParameters.SamplingInterval
+            250.0 if data.client_handle == 3 else params.RequestedParameters.SamplingInterval
         )
         result.RevisedQueueSize = 1
         return result, data
@@ -241,7 +241,7 @@ async def test_an_item_that_is_refused_is_bad_although_its_node_can_be_read(tmp_
     create = MonitoredItemService._create_data_change_monitored_item
 
     async def full(service, params):
-        if params.RequestedParameters.ClientHandle == 2:
+        if params.RequestedParameters.ClientHandle == 4:
             return ua.MonitoredItemCreateResult(StatusCode=ua.StatusCode(ua.StatusCodes.BadTooManyMonitoredItems))
         return await create(service, params)
 

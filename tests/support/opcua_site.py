@@ -20,6 +20,12 @@ from wattmesh_simulators.opcua_server import OpcUaServer
 NAMESPACE = "urn:test:device"
 
 
+_USAGE = x509.KeyUsage(
+    digital_signature=True, content_commitment=True, key_encipherment=True, data_encipherment=True, key_cert_sign=True,
+    key_agreement=False, crl_sign=False, encipher_only=False, decipher_only=False,
+)  # fmt: skip
+
+
 def template_data(points, settings=(), **fields):
     """A load with these points; the first is its power."""
     return {
@@ -123,7 +129,7 @@ class Certificates:
             self._keys[name] = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         return self._keys[name]
 
-    def make(self, name, *, uri=None, host="127.0.0.1", issuer=None, ca=False, first=2020, last=2040):
+    def make(self, name, *, uri=None, host="127.0.0.1", issuer=None, ca=False, first=2020, last=2040, usage=True):
         """Makes ``name.der``, ``name.pem`` and their keys ``name.key.der`` and ``name.key.pem``; gives the folder's paths."""
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
         names = [x509.IPAddress(ipaddress.ip_address(host))]
@@ -131,7 +137,7 @@ class Certificates:
             names.append(x509.UniformResourceIdentifier(uri))
         key = self.key(name)
         signer = issuer or name
-        certificate = (
+        builder = (
             x509.CertificateBuilder()
             .subject_name(subject)
             .issuer_name(self.made[issuer].subject if issuer else subject)
@@ -141,8 +147,18 @@ class Certificates:
             .not_valid_after(dt.datetime(last, 1, 1, tzinfo=dt.UTC))
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-            .sign(self.key(signer), hashes.SHA256())
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key(signer).public_key()), critical=False
+            )
+            .add_extension(
+                x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.CLIENT_AUTH, x509.ExtendedKeyUsageOID.SERVER_AUTH]),
+                critical=False,
+            )
         )
+        if usage:
+            builder = builder.add_extension(_USAGE, critical=True)
+        certificate = builder.sign(self.key(signer), hashes.SHA256())
         self.made[name] = certificate
         for encoding, suffix in ((Encoding.DER, "der"), (Encoding.PEM, "pem")):
             (self.folder / f"{name}.{suffix}").write_bytes(certificate.public_bytes(encoding))

@@ -297,6 +297,8 @@ class OpcUaDriver(BaseDriver):
     def _told(self, index: int, result: ua.DataValue) -> None:
         """A notification: what a server should not have told, as it is inside the dead band, is dropped."""
         self.counters["notifications"] += 1
+        if not 0 <= index < len(self._rows):
+            return
         band = self._dead_bands[index]
         if band and self._held_qualities[index] == Quality.GOOD:
             raw = result.Value.Value if result.Value is not None else None

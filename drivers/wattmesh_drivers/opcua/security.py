@@ -207,7 +207,7 @@ def check_server(chain: Sequence[x509.Certificate], trust: Sequence[Path], host:
     """
     server = chain[0]
     if (wrong := _wrong_time(server, now)) is not None:
-        raise ConfigurationError(f"the server's certificate {wrong} ({describe(server)}); give the server a new one")
+        raise ConfigurationError(f"the server's certificate {wrong} ({describe(server)})")
     trusted = _trusted(trust)
     if server in trusted:
         return
@@ -254,7 +254,7 @@ def _trusted(places: Sequence[Path]) -> list[x509.Certificate]:
 
 def _wrong_time(certificate: x509.Certificate, now: datetime) -> str | None:
     if now > certificate.not_valid_after_utc:
-        return f"expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
+        return f"expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; it takes a new one"
     if now < certificate.not_valid_before_utc:
         return f"is valid only from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC on; is our clock right?"
     return None

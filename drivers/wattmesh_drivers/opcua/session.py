@@ -142,7 +142,7 @@ class Session:
             try:
                 await client.connect_socket()
                 await client.send_hello()
-                await client.open_secure_channel()
+                await self._open_channel(client)
                 self._plan_renewal(client)
                 await self._create_session(client)
                 self._check_login(client, password)
@@ -189,8 +189,17 @@ class Session:
         )
         return str(security.certificate)
 
+    async def _open_channel(self, client: Client) -> None:
+        try:
+            await client.open_secure_channel()
+        except AssertionError as error:  # how asyncua says that the answer was a fault, whose code it does not keep
+            raise ConfigurationError(
+                f"{self.url} refuses our secure channel; make sure that it trusts our certificate, and that this has the key usages "
+                "that OPC UA asks for (OPC 10000-6, 6.2.2)"
+            ) from error
+
     async def _create_session(self, client: Client) -> None:
-        """asyncua verifies that the server holds the key of the certificate that we trusted (OPC 10000-4, 5.7.2)."""
+        """That the server holds the key of the certificate that we trusted is verified by asyncua (OPC 10000-4, 5.7.2)."""
         try:
             await client.create_session()
         except ua.UaStatusCodeError:

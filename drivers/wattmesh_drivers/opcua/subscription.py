@@ -22,7 +22,8 @@ _NO_FILTER = {
     ua.StatusCodes.BadFilterNotAllowed, ua.StatusCodes.BadMonitoredItemFilterUnsupported,
     ua.StatusCodes.BadMonitoredItemFilterInvalid, ua.StatusCodes.BadDeadbandFilterInvalid,
 }  # fmt: skip
-_HEARTBEAT_HANDLE = 0xFFFFFFFF
+_HEARTBEAT_HANDLE, _FIRST_HANDLE = 1, 2
+"""Client handles of the heartbeat and of item 0. 0 and 2³² − 1 mean no handle to some servers (node-opcua makes 0 of the latter)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +180,9 @@ class Subscription:
         return {item.index: str(one.StatusCode.name) for item, one in answered if not one.StatusCode.is_good()}
 
     def _wish(self, item: Item, dead_band: float) -> ua.MonitoredItemCreateRequest:
-        return _request(item.index, item.node, self._model.sampling_ms, self._model.queue_size, dead_band)
+        return _request(
+            item.index + _FIRST_HANDLE, item.node, self._model.sampling_ms, self._model.queue_size, dead_band
+        )
 
     def _published(self, result: ua.PublishResult) -> None:
         """One publish response: notifications, or a keep-alive, which has none (OPC 10000-4, 5.14.1.2)."""
@@ -196,7 +199,7 @@ class Subscription:
                     if one.ClientHandle == _HEARTBEAT_HANDLE:
                         self._beat(one.Value)
                     else:
-                        self._told(one.ClientHandle, one.Value)
+                        self._told(one.ClientHandle - _FIRST_HANDLE, one.Value)
             elif isinstance(data, ua.StatusChangeNotification):
                 self.ended = str(data.Status.name)
 
