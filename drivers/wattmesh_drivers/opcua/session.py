@@ -194,8 +194,8 @@ class Session:
             await client.open_secure_channel()
         except AssertionError as error:  # how asyncua says that the answer was a fault, whose code it does not keep
             raise ConfigurationError(
-                f"{self.url} refuses our secure channel; make sure that it trusts our certificate, and that this has the key usages "
-                "that OPC UA asks for (OPC 10000-6, 6.2.2)"
+                f"{self.url} refuses our secure channel; make sure that it trusts our certificate, and that this has the "
+                "key usages that OPC UA asks for (OPC 10000-6, 6.2.2)"
             ) from error
 
     async def _create_session(self, client: Client) -> None:
