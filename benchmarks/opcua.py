@@ -2,18 +2,17 @@
 
 usage: benchmarks/opcua.py [--json]
 
-Peer: asyncua, on which the driver stands. Reading: CPU time of this process for one poll of 200 points, in turns with asyncua's bare
-``read`` of the same request, made beforehand as ours is, and with its ``read_attributes``, which makes the request anew and asks for one
-time stamp of two; the best of several rounds each. The server is a process of its own. Restart: a server comes back with 7 of 10 nodes;
-counted are the points that deliver or that somebody is told about, with the driver and with asyncua's own subscription
-(``auto_reconnect``), which goes on with 7 and says nothing of 3.
+Peer: asyncua, on which the driver stands. Reading: CPU time of this process for one poll of 200 points, in turns with asyncua's
+bare ``read`` of the same request, made beforehand as ours is, and with its ``read_attributes``, which makes the request anew and
+asks for one time stamp of two; the best of several rounds each. The server is a process of its own. Restart: a server comes back
+with 7 of 10 nodes; counted are the points that deliver or that somebody is told about, with the driver and with asyncua's own
+subscription (``auto_reconnect``), which goes on with 7 and says nothing of 3.
 """
 
 import argparse
 import asyncio
 import contextlib
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -73,18 +72,18 @@ async def serve(port: int) -> None:
 async def apart() -> AsyncIterator[int]:
     """The port of such a server in a process of its own."""
     (port,) = free_ports(1)
-    process = subprocess.Popen(
-        [sys.executable, __file__, "--serve", str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, __file__, "--serve", str(port), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
     assert process.stdout is not None
     assert process.stdin is not None
     try:
-        await asyncio.to_thread(process.stdout.readline)
+        await process.stdout.readline()
         yield port
     finally:
         process.stdin.close()
-        process.wait(timeout=20)
-        process.stdout.close()
+        async with asyncio.timeout(20):
+            await process.wait()
 
 
 def driver_of(data: dict[str, object], port: int) -> OpcUaDriver:
@@ -134,6 +133,7 @@ class Counting:
         self.count = 0
 
     def datachange_notification(self, node: object, value: object, data: object) -> None:
+        """See asyncua's subscriptions."""
         del data
         self.values[node] = value
         self.count += 1

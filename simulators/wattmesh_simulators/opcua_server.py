@@ -6,6 +6,7 @@ driver's.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -154,8 +155,12 @@ class OpcUaServer:
     async def stop(self) -> None:
         """Stop listening."""
         server, self._server = self._server, None
-        if server is not None:
-            await server.stop()
+        if server is None:
+            return
+        ticking, server.iserver.time_task = server.iserver.time_task, None  # else its end takes a second
+        ticking.cancel()
+        await asyncio.gather(ticking, return_exceptions=True)
+        await server.stop()
 
     async def restart(self) -> None:
         """Stop, and start again at the same port, without the nodes that :attr:`faults` calls missing."""

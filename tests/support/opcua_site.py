@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import copy
 import datetime as dt
 import ipaddress
 from pathlib import Path
 
 import yaml
+from asyncua.server.internal_server import InternalServer
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -18,6 +20,37 @@ from wattmesh_simulators.demo_fleet import free_ports
 from wattmesh_simulators.opcua_server import OpcUaServer
 
 NAMESPACE = "urn:test:device"
+_standard_nodes = {}
+_CHANGED_IN_PLACE = {2254, 2255, 2256, 2260}
+"""ServerArray, NamespaceArray, ServerStatus and its BuildInfo."""
+_make_standard_nodes = InternalServer.load_standard_address_space
+
+
+async def _standard_nodes_once(server, shelf_file=None):
+    """Making the standard's thousands of nodes takes asyncua more than a second of CPU: tests make them once and copy them."""
+    if not _standard_nodes:
+        await _make_standard_nodes(server, shelf_file)
+        _standard_nodes.update(_copied(server.aspace._nodes))
+        return
+    server.aspace._nodes.update(_copied(_standard_nodes))
+
+
+def _copied(nodes):
+    """What a server changes is copied: nodes, their references, the holders of their values, and values that change in place."""
+    made = {}
+    for node_id, node in nodes.items():
+        made[node_id] = one = copy.copy(node)
+        one.references = list(node.references)
+        one.attributes = {}
+        for name, held in node.attributes.items():
+            one.attributes[name] = fresh = copy.copy(held)
+            fresh.datachange_callbacks = {}
+            if node_id.Identifier in _CHANGED_IN_PLACE:
+                fresh.value = copy.deepcopy(held.value)
+    return made
+
+
+InternalServer.load_standard_address_space = _standard_nodes_once
 
 
 _USAGE = x509.KeyUsage(

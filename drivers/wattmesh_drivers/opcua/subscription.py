@@ -23,7 +23,7 @@ _NO_FILTER = {
     ua.StatusCodes.BadMonitoredItemFilterInvalid, ua.StatusCodes.BadDeadbandFilterInvalid,
 }  # fmt: skip
 _HEARTBEAT_HANDLE, _FIRST_HANDLE = 1, 2
-"""Client handles of the heartbeat and of item 0; 0 and 2³² − 1 are no handles to some servers (node-opcua makes 0 of the latter)."""
+"""Client handles of the heartbeat and of item 0; 0 and 2³² − 1 are none to some servers (node-opcua makes 0 of the latter)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
