@@ -1,6 +1,8 @@
 """The OPC UA driver reads and writes a simulated server."""
 
+import asyncio
 import math
+import time
 from array import array
 
 import pytest
@@ -381,3 +383,38 @@ async def test_the_channel_is_renewed_before_its_time(tmp_path):
         assert await driver.poll()
         assert protocol._connection.security_token.TokenId != before
         assert driver._session._client.uaclient.protocol is protocol
+
+
+async def test_a_server_that_stops_answering_holds_up_a_poll_for_one_time_out(tmp_path, monkeypatch):
+    go_on = asyncio.Event()
+    read = InternalSession.read
+
+    async def stuck(session, params):
+        if session.external:
+            await go_on.wait()
+        return await read(session, params)
+
+    async with Device(tmp_path, template_data(numbered(2))) as device:
+        driver = device.driver(timeout_ms=200)
+        with no_new_tasks():
+            await driver.connect()
+            monkeypatch.setattr(InternalSession, "read", stuck)
+            began = time.monotonic()
+            assert not await driver.poll()
+            assert time.monotonic() - began < 0.39
+            assert set(driver.qualities) == {Quality.BAD}
+            await driver.close()
+        go_on.set()
+
+
+async def test_what_listens_and_says_nothing_is_away(tmp_path):
+    server = await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    template = Template.model_validate(template_data(numbered(1)))
+    driver = create_driver(
+        "d", template, ConnectionModel(url=f"opc.tcp://127.0.0.1:{port}", timeout_ms=100), ManualClock()
+    )
+    with no_new_tasks(), pytest.raises(UnavailableError, match="no answer in time"):
+        await driver.connect()
+    server.close()
+    await driver.close()

@@ -5,6 +5,7 @@ import logging
 import pytest
 from asyncua import ua
 from asyncua.client.client import Client
+from asyncua.client.ua_client import UaClient
 from opcua_site import Certificates, Device, numbered, template_data
 from wattmesh_a2a.clock import ManualClock
 from wattmesh_a2a.errors import ConfigurationError
@@ -145,6 +146,24 @@ async def test_a_server_that_refuses_our_certificate(tmp_path, certificates):
             device, r"refuses our security \(BadCertificateUntrusted\); make our certificate .*client.pem trusted at the server",
             security=ours(certificates),
         )  # fmt: skip
+
+
+async def test_a_server_that_shows_a_certificate_without_holding_its_key(tmp_path, certificates, monkeypatch):
+    create, activated = UaClient.create_session, []
+
+    async def forged(client, parameters):
+        response = await create(client, parameters)
+        response.ServerSignature.Signature = bytes(256)
+        return response
+
+    async def activate(*_args, **_kwargs):
+        activated.append(True)
+
+    monkeypatch.setattr(UaClient, "create_session", forged)
+    monkeypatch.setattr(Client, "activate_session", activate)
+    async with Device(tmp_path, template_data(numbered(1)), **secured(certificates)) as device:
+        await refused(device, "does not hold the key of the certificate that it shows", security=ours(certificates))
+    assert not activated
 
 
 async def test_a_policy_that_the_server_has_not_is_said_with_those_it_has(tmp_path, certificates):

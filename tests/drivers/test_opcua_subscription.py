@@ -9,8 +9,14 @@ from asyncua.server.internal_subscription import InternalSubscription
 from asyncua.server.monitored_item_service import MonitoredItemService
 from asyncua.server.subscription_service import SubscriptionService
 from opcua_site import Device, answers, no_new_tasks, numbered, template_data, until
+from wattmesh_a2a.clock import ManualClock
 from wattmesh_a2a.devices import Quality
 from wattmesh_drivers.driver import as_mapping
+from wattmesh_drivers.factory import ConnectionModel, create_driver
+from wattmesh_drivers.template import load_template
+from wattmesh_simulators.demo_fleet import free_ports
+from wattmesh_simulators.opcua_server import OpcUaServer
+from wattmesh_simulators.plant.physics import Home
 
 PACE = {"sampling_ms": 20, "publishing_ms": 20}
 
@@ -323,3 +329,46 @@ async def test_status_is_told_as_well(tmp_path):
 
         await until(there)
         assert as_mapping(driver)["p1"][0] == 9.0
+
+
+async def test_notifications_go_on_over_a_renewed_channel(tmp_path):
+    async with Device(tmp_path, told(numbered(2))) as device:
+        driver = device.driver()
+        await driver.connect()
+        device.now_s += 3000
+        driver._subscription.beat_at += 3000
+        assert await driver.poll()
+        first = driver._subscription
+        for value in (2.0, 3.0):
+            await device.show(p1=value)
+            await polled(driver, "p1", value)
+        assert driver._subscription is first
+
+
+async def test_the_template_that_subscribes_is_told_of_the_plant(tmp_path):
+    home = Home("b05", 40.0, lambda: 60.0)
+    server = OpcUaServer("wattmesh_opcua_meter", lambda: home.quantities("meter"), lambda _n, _v: None)
+    (port,) = free_ports(1)
+    await server.start(port)
+    url = ConnectionModel(url=f"opc.tcp://127.0.0.1:{port}")
+    driver = create_driver("meter", load_template("wattmesh_opcua_meter"), url, ManualClock())
+    try:
+        await driver.connect()
+        home.step(10**18, 3600.0)
+        await server.refresh()
+        wanted = home.quantities("meter")
+
+        async def there():
+            assert await driver.poll()
+            found = as_mapping(driver)
+            return all(
+                quality == Quality.GOOD and value == pytest.approx(wanted[name], rel=1e-6, abs=6.0)
+                for name, (value, quality) in found.items()
+            )
+
+        await until(there)
+        assert driver.audit.accounted == driver.audit.points == 10
+        assert driver.granted.publishing_ms == 250
+    finally:
+        await driver.close()
+        await server.stop()

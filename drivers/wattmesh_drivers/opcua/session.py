@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from asyncua import Client, ua
 from asyncua.crypto import security_policies
 from asyncua.crypto.uacrypto import CertProperties
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 from wattmesh_a2a.errors import ConfigurationError, UnavailableError
 
@@ -116,6 +117,8 @@ class Session:
         self._monotonic = monotonic
         self._client: Client | None = None
         self._renew_at = 0.0
+        self._sound = True
+        """Whether the last call was answered."""
         self.namespaces: list[str] = []
         """The server's URIs at their indices, which may be others after its next start."""
         self.limits: dict[str, int] = dict.fromkeys(_LIMIT_NODES, 0)
@@ -204,6 +207,8 @@ class Session:
             await client.create_session()
         except ua.UaStatusCodeError:
             raise
+        except InvalidSignature as error:
+            raise ConfigurationError(f"{self.url} does not hold the key of the certificate that it shows") from error
         except ua.UaError as error:  # the server's own list of endpoints has not ours, or another certificate
             hint = "" if self._security is not None else "; it may ask for connection.security"
             raise ConfigurationError(f"{self.url}: {cause_of(error)}{hint}") from error
@@ -261,9 +266,13 @@ class Session:
         if client is None:
             return
         publishing = client.uaclient.session._publish_task  # asyncua ends it by itself only while the server answers
-        with contextlib.suppress(*FAULTS):
-            async with asyncio.timeout(self._timeout_s):
-                await client.disconnect()
+        if self._sound:  # one that does not answer would hold up the poll for another time-out
+            with contextlib.suppress(*FAULTS):
+                async with asyncio.timeout(self._timeout_s):
+                    await client.disconnect()
+        protocol = client.uaclient.protocol
+        if protocol is not None and protocol.transport is not None:
+            protocol.transport.abort()  # a plain close would wait for a peer that takes no more bytes
         with contextlib.suppress(*FAULTS):
             client.disconnect_socket()
         if publishing is not None:
@@ -354,7 +363,10 @@ class Session:
         if self._monotonic() < self._renew_at:
             return
         with self._errors():
-            await client.open_secure_channel(renew=True)
+            try:
+                await client.open_secure_channel(renew=True)
+            except AssertionError as error:  # see _open_channel
+                raise UnavailableError(f"{self.url} does not renew our secure channel") from error
             client.uaclient.revolve_security_token()
         self._plan_renewal(client)
 
@@ -371,6 +383,7 @@ class Session:
         try:
             yield
         except FAULTS as error:
+            self._sound = False
             raise UnavailableError(f"{self.url}: {cause_of(error)}") from error
 
 
