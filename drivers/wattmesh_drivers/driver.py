@@ -64,7 +64,7 @@ class RegisterLocation:
 
 
 class Driver(Protocol):
-    """One device. ``values``, ``qualities`` and ``source_times_ns`` are indexed like ``asset.points`` and change in place."""
+    """One device. ``values``, ``qualities`` and both times are indexed like ``asset.points`` and change in place."""
 
     asset: Asset
     template: Template
@@ -73,7 +73,9 @@ class Driver(Protocol):
     """Type ``d``; NaN where the quality is bad."""
     qualities: bytearray
     source_times_ns: array[int]
-    """Type ``q``; UTC on the injected clock."""
+    """Type ``q``; UTC of the measurement, by the device where it says so, else on the injected clock."""
+    known_times_ns: array[int]
+    """Type ``q``; UTC on the injected clock at which each value was last known to hold: what freshness is judged by."""
     counters: Counter[str]
 
     async def connect(self) -> None:
@@ -160,6 +162,8 @@ class BaseDriver(ABC):
         self.values = array("d", [math.nan] * count)
         self.qualities = bytearray([Quality.BAD] * count)
         self.source_times_ns = array("q", [0] * count)
+        self.known_times_ns = self.source_times_ns
+        """The same, where values have no other time than that of their reading."""
         self.counters: Counter[str] = Counter()
         self._clock = clock
         self._monotonic = monotonic

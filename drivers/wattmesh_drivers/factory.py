@@ -71,6 +71,8 @@ class ConnectionModel(StrictModel):
             raise ValueError("user and password_file go together")
         if (self.user_certificate is None) != (self.user_key is None):
             raise ValueError("user_certificate and user_key go together")
+        if self.user is not None and self.user_certificate is not None:
+            raise ValueError("a login is user or user_certificate, not both")
         return self
 
     @property
@@ -143,9 +145,23 @@ def create_driver(
             raise ConfigurationError(f"{asset_id}: {template.id} needs connection.url (opc.tcp://host:port)")
         try:
             from wattmesh_drivers.opcua.driver import OpcUaDriver
+            from wattmesh_drivers.opcua.security import Login, Security
         except ImportError as error:
             raise ConfigurationError(f"{asset_id}: {template.id} needs: pip install 'wattmesh[opcua]'") from error
-        return OpcUaDriver(asset_id, template, connection.url, clock, **base)
+        security = Security(**dict(connection.security)) if connection.security is not None else None
+        login = None
+        if connection.user is not None or connection.user_certificate is not None:
+            login = Login(
+                user=connection.user, password_file=connection.password_file,
+                certificate=connection.user_certificate, key=connection.user_key,
+            )  # fmt: skip
+        timeout_s = connection.timeout_ms / 1000 if connection.timeout_ms is not None else None
+        try:
+            return OpcUaDriver(
+                asset_id, template, connection.url, clock, security=security, login=login, timeout_s=timeout_s, **base
+            )
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{asset_id}: {error}") from error
     from wattmesh_drivers.modbus.driver import ModbusDriver
     from wattmesh_drivers.modbus.link import ModbusLink
 

@@ -94,7 +94,7 @@ class ImageMaker:
         index = self._places[device].get(point)
         if index is None or driver.qualities[index] == Quality.BAD:
             return None
-        if abs(now_ns - driver.source_times_ns[index]) > self._stale_ns:
+        if abs(now_ns - driver.known_times_ns[index]) > self._stale_ns:
             return None
         value = driver.values[index]
         return None if math.isnan(value) else value

@@ -213,7 +213,7 @@ class Fleet:
             home.write(name, value, self._clock.utc_ns())
 
         if template_of(device.template)["protocol"] == "opcua":
-            opcua = OpcUaServer(device.template, lambda: home.quantities(kind), written)
+            opcua = OpcUaServer(device.template, lambda: home.quantities(kind), written, clock=self._clock)
             await opcua.start(device.port)
             self._opcua.append(opcua)
             return

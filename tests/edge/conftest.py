@@ -24,7 +24,7 @@ class HandDriver:
         self.asset = Asset(id=asset_id, kind=self.template.kind, points=points, rated_power_w=rated_power_w)
         self.values = array("d", [0.0] * len(points))
         self.qualities = bytearray(len(points))
-        self.source_times_ns = array("q", [0] * len(points))
+        self.source_times_ns = self.known_times_ns = array("q", [0] * len(points))
         self.state = DriverState.READY
         self.counters = Counter()
         self.written = []
