@@ -84,7 +84,7 @@ class LibmodbusServer:
         command = [sys.executable, str(HERE.parent / "tests" / "support" / "libmodbus.py"), "tcp", "1"]
         self.kind = "libmodbus server by ctypes"
         compiler = shutil.which("cc")
-        build = [compiler, "-O2", str(HERE / "libmodbus_server.c"), "-o", str(program), "-lmodbus", "-lpthread"]
+        build = [compiler, "-O2", str(HERE / "csrc" / "libmodbus_server.c"), "-o", str(program), "-lmodbus", "-lpthread"]
         if compiler and subprocess.run(build, capture_output=True, check=False).returncode == 0:
             command, self.kind = [str(program)], "libmodbus server"
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
