@@ -84,7 +84,15 @@ class LibmodbusServer:
         command = [sys.executable, str(HERE.parent / "tests" / "support" / "libmodbus.py"), "tcp", "1"]
         self.kind = "libmodbus server by ctypes"
         compiler = shutil.which("cc")
-        build = [compiler, "-O2", str(HERE / "csrc" / "libmodbus_server.c"), "-o", str(program), "-lmodbus", "-lpthread"]
+        build = [
+            compiler,
+            "-O2",
+            str(HERE / "csrc" / "libmodbus_server.c"),
+            "-o",
+            str(program),
+            "-lmodbus",
+            "-lpthread",
+        ]
         if compiler and subprocess.run(build, capture_output=True, check=False).returncode == 0:
             command, self.kind = [str(program)], "libmodbus server"
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -266,6 +274,7 @@ def spans_of(template: Template) -> list[Span]:
             continue
         if point.model is not None:
             place = place_of(point.model, starts[point.model], str(point.point), group=point.group, index=point.index)
+            assert place is not None
             places[point.id] = (3, place.address, place.address + WORDS[place.type], point.sync or point.id)
         else:
             assert point.address is not None

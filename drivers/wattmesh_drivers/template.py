@@ -63,7 +63,7 @@ class PointModel(StrictModel):
         default=None, description="not read: the sum of other points, each times its factor"
     )
     model: int | None = Field(default=None, description="SunSpec model")
-    group: str | None = Field(default=None, description="SunSpec group inside the model")
+    group: str | None = Field(default=None, description="SunSpec group inside the model, like module or Crv[1].Pt")
     index: int = Field(default=0, ge=0, description="which repetition of the group")
     point: str | None = Field(default=None, description="SunSpec point")
     node: str | None = Field(default=None, description="OPC UA node id without its namespace, like s=Name")

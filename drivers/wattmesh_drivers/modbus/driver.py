@@ -28,6 +28,7 @@ CODES = {
 }  # fmt: skip
 WORDS = {"u16": 1, "s16": 1, "u32": 2, "s32": 2, "u64": 4, "s64": 4, "f32": 2, "f64": 4}
 _ILLEGAL_ADDRESS, _ILLEGAL_VALUE = 2, 3
+_NOT_COUNTED = 0xFFFF
 _EXPONENT_LIMIT = 10
 """SunSpec Device Information Model Specification: a scale factor is -10 to 10; any other is none."""
 _REFUSED_AGAIN_NS = 300 * NS_PER_S
@@ -166,22 +167,28 @@ class ModbusDriver(BaseDriver):
                 f"{self.asset.id}: the device has no SunSpec model {model.model}, which {self.template.id} needs; "
                 f"it has {sorted(self._models)}"
             )
-        place = sunspec.place_of(model.model, found.address, str(model.point), group=model.group, index=model.index)
-        exponent = await self._exponent(model, place, found, constants)
+        counts: dict[str, int] = {}
+        if model.group is not None:
+            for name, offset in sunspec.counters_of(model.model).items():
+                count = await self._constant(found.address + offset, constants)
+                if count is not None and count != _NOT_COUNTED and found.address + offset < found.end:
+                    counts[name] = count
+        place = sunspec.place_of(
+            model.model, found.address, str(model.point), group=model.group, index=model.index, counts=counts
+        )
+        if place is None:  # the device has fewer of them
+            return _Location(3, 6, found.address, "u16", False, 0.0, None)
+        exponent = await self._exponent(place, found, constants)
         factor = 0.0 if exponent is None else model.scale * model.sign * 10.0**exponent
         function = _write_function(model, place.type)
         return _Location(3, function, place.address, place.type, False, factor, place.sentinel, bias=model.offset)
 
     async def _exponent(
-        self, model: PointModel, place: sunspec.Place, found: sunspec.ModelAt, constants: dict[int, int | None]
+        self, place: sunspec.Place, found: sunspec.ModelAt, constants: dict[int, int | None]
     ) -> int | None:
         """Power of ten of a SunSpec point; none where the device leaves the point, or what it depends on, out."""
         if place.end > found.end:
             return None
-        if place.count_address is not None:
-            count = await self._constant(place.count_address, constants)
-            if count is not None and model.index >= count:
-                return None
         if place.scale_address is None:
             return place.fixed_exponent
         raw = await self._constant(place.scale_address, constants)

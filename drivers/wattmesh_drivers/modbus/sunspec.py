@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -57,9 +58,7 @@ class Place:
     """Register of the scale factor; none where the value is not scaled."""
     fixed_exponent: int
     end: int
-    """One past the last register that the value, its scale factor or its group's count takes."""
-    count_address: int | None = None
-    """Register that says how often the point's group is repeated; none where it is not said."""
+    """One past the last register that the value or its scale factor takes."""
 
 
 @cache
@@ -125,7 +124,7 @@ async def rating_of(link: ModbusLink, models: Mapping[int, ModelAt], point: str,
         if found is None:
             continue
         place = place_of(model, found.address, point)
-        if place.end > found.end or place.type not in {"u16", "u32"}:
+        if place is None or place.end > found.end or place.type not in {"u16", "u32"}:
             continue
         words = await link.read(3, place.address, 1 if place.type == "u16" else 2)
         raw = int.from_bytes(b"".join(word.to_bytes(2, "big") for word in words), "big")
@@ -138,28 +137,78 @@ async def rating_of(link: ModbusLink, models: Mapping[int, ModelAt], point: str,
     return None
 
 
-def place_of(model: int, start: int, point: str, *, group: str | None = None, index: int = 0) -> Place:
-    """Where a point is in a model that starts at ``start``, if the device has that much of it (see :attr:`Place.end`).
+def counters_of(model: int) -> dict[str, int]:
+    """Points of a model that say how often its groups are repeated, and their offsets from its start.
 
     Raises:
-        ConfigurationError: The model's definition has no such group, repetition or point, or it is not a number.
+        ConfigurationError: There is no definition of the model.
     """
     definition = model_definition(model)
-    outer, _ = _offsets(definition)
-    inner, base, count_address = outer, start, None
-    if group is not None:
-        nested, offset = _group_of(model, definition, group)
-        inner, _ = _offsets(nested)
-        base = start + offset + index * (_size(nested) if index else 0)
+    own = _offsets(definition)[0]
+    return {name: own[name][0] for name in _counter_names(definition) if name in own}
+
+
+def _counter_names(group: dict[str, Any]) -> set[str]:
+    found: set[str] = set()
+    for nested in group.get("groups", []):
+        if (name := _counter_of(nested)) is not None:
+            found.add(name)
+        found |= _counter_names(nested)
+    return found
+
+
+def _counter_of(group: dict[str, Any]) -> str | None:
+    """The point that says how often a group is repeated; none where its definition does."""
+    count = group.get("count", 1)
+    return count if isinstance(count, str) else "N" if count == 0 else None
+
+
+def place_of(
+    model: int,
+    start: int,
+    point: str,
+    *,
+    group: str | None = None,
+    index: int = 0,
+    counts: Mapping[str, int] | None = None,
+) -> Place | None:
+    """Where a point is in a model that starts at ``start``, if the device has that much of it (see :attr:`Place.end`).
+
+    Args:
+        model: Its number.
+        start: Register of its ID.
+        point: Its name.
+        group: Groups from the model inwards, with the repetition that is meant where it is not the first:
+            ``module``, ``Crv[1].MustTrip.Pt[2]``.
+        index: Repetition of the last group, counted from 0.
+        counts: What the device says of its repetitions, by the points of :func:`counters_of`.
+
+    Returns:
+        The place; none where the device has fewer repetitions.
+
+    Raises:
+        ConfigurationError: The model's definition has no such group, repetition or point, it is not a number, or it comes after a
+            group whose length is not known.
+    """
+    definition = model_definition(model)
+    known = counts or {}
+    chain = [(definition, start)]
+    steps = [] if group is None else [_step(model, text) for text in group.split(".")]
+    for number, (name, repetition) in enumerate(steps):
+        wanted = index if number == len(steps) - 1 and repetition is None else repetition or 0
+        outer, base = chain[-1]
+        nested, offset = _group_in(model, outer, name, known)
         count = nested.get("count", 1)
-        if isinstance(count, int) and 0 < count <= index:
-            raise ConfigurationError(f"SunSpec model {model} has {group!r} only {count} times")
-        counter = count if isinstance(count, str) else "N" if count == 0 else None
-        if counter in outer:
-            count_address = start + outer[counter][0]
-    if point not in inner:
+        if isinstance(count, int) and 0 < count <= wanted:
+            raise ConfigurationError(f"SunSpec model {model} has {name!r} only {count} times")
+        told = known.get(_counter_of(nested) or "")
+        if told is not None and wanted >= told:
+            return None
+        chain.append((nested, base + offset + (wanted * _size(nested, known) if wanted else 0)))
+    points = _offsets(chain[-1][0])[0]
+    if point not in points:
         raise ConfigurationError(f"SunSpec model {model} has no point {point!r}")
-    offset, definition_of_point = inner[point]
+    offset, definition_of_point = points[point]
     kind = definition_of_point["type"]
     if kind not in TYPES:
         raise ConfigurationError(f"SunSpec point {model}.{point} of type {kind} is not a number")
@@ -167,49 +216,56 @@ def place_of(model: int, start: int, point: str, *, group: str | None = None, in
     factor = definition_of_point.get("sf")
     scale_address = None
     if isinstance(factor, str):
-        if factor in inner:
-            scale_address = base + inner[factor][0]
-        elif factor in outer:
-            scale_address = start + outer[factor][0]
-        else:
+        at = [base + _offsets(one)[0][factor][0] for one, base in reversed(chain) if factor in _offsets(one)[0]]
+        if not at:
             raise ConfigurationError(f"SunSpec point {model}.{point}: its scale factor {factor} does not exist")
+        scale_address = at[0]
+    address = chain[-1][1] + offset
     return Place(
-        address=base + offset,
+        address=address,
         type=type_,
         sentinel=sentinel,
         scale_address=scale_address,
         fixed_exponent=factor if isinstance(factor, int) else 0,
-        end=max(base + offset + definition_of_point["size"], (scale_address or 0) + 1, (count_address or 0) + 1),
-        count_address=count_address,
+        end=max(address + definition_of_point["size"], (scale_address or 0) + 1),
     )
 
 
-def _group_of(model: int, definition: dict[str, Any], name: str) -> tuple[dict[str, Any], int]:
-    """A group inside a model, and the offset of its first repetition."""
-    offset = _offsets(definition)[1]
-    for nested in definition.get("groups", []):
+def _step(model: int, text: str) -> tuple[str, int | None]:
+    """Name and repetition of one step of a group's path."""
+    found = re.fullmatch(r"([\w-]+)(?:\[(\d+)\])?", text)
+    if found is None:
+        raise ConfigurationError(f"SunSpec model {model}: {text!r} is no group; write it like Crv[1].MustTrip.Pt[2]")
+    return found[1], None if found[2] is None else int(found[2])
+
+
+def _group_in(model: int, outer: dict[str, Any], name: str, counts: Mapping[str, int]) -> tuple[dict[str, Any], int]:
+    """A group inside another, and the offset of its first repetition from the other's start."""
+    offset = _offsets(outer)[1]
+    for nested in outer.get("groups", []):
         if nested["name"] == name:
             return nested, offset
-        count = nested.get("count", 1)
-        if not isinstance(count, int) or count < 1:
-            raise ConfigurationError(f"SunSpec model {model}: {name!r} comes after a group of unknown length")
-        offset += count * _size(nested)
+        offset += _times(nested, counts) * _size(nested, counts)
     raise ConfigurationError(f"SunSpec model {model} has no group {name!r}")
 
 
-def _size(group: dict[str, Any]) -> int:
+def _times(group: dict[str, Any], counts: Mapping[str, int]) -> int:
+    counter = _counter_of(group)
+    if counter is None:
+        return int(group.get("count", 1))
+    if counter not in counts:
+        raise ConfigurationError(f"SunSpec group {group['name']!r}: the device does not say how often it is repeated")
+    return counts[counter]
+
+
+def _size(group: dict[str, Any], counts: Mapping[str, int]) -> int:
     """Registers of one repetition, groups inside it included."""
-    size = _offsets(group)[1]
-    for nested in group.get("groups", []):
-        count = nested.get("count", 1)
-        if not isinstance(count, int) or count < 1:
-            raise ConfigurationError(f"SunSpec group {group['name']!r} has parts of unknown length")
-        size += count * _size(nested)
-    return size
+    inside = (_times(nested, counts) * _size(nested, counts) for nested in group.get("groups", []))
+    return _offsets(group)[1] + sum(inside)
 
 
 def _offsets(group: dict[str, Any]) -> tuple[dict[str, tuple[int, dict[str, Any]]], int]:
-    """Offset and definition of each point of a group's own, and the group's size in registers."""
+    """Offset and definition of each point of a group's own, and their size in registers."""
     offset = 0
     found: dict[str, tuple[int, dict[str, Any]]] = {}
     for point in group["points"]:
