@@ -2,11 +2,13 @@
 
 import asyncio
 import math
+import struct
 import time
 from array import array
 
 import pytest
 from asyncua import ua
+from asyncua.client.ua_client import UaClient
 from asyncua.server.internal_session import InternalSession
 from opcua_site import NAMESPACE, Device, answers, no_new_tasks, numbered, template_data
 from wattmesh_a2a.clock import ManualClock
@@ -418,3 +420,27 @@ async def test_what_listens_and_says_nothing_is_away(tmp_path):
         await driver.connect()
     server.close()
     await driver.close()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [OSError("gone"), TimeoutError(), ua.UaError("odd"), ua.uaerrors.BadSessionIdInvalid(), struct.error("short"),
+     IndexError(), TypeError(), ValueError(), []],
+    ids=lambda fault: type(fault).__name__,
+)  # fmt: skip
+async def test_whatever_a_server_answers_a_poll_never_raises(tmp_path, monkeypatch, fault):
+    async def odd(_client, _params):
+        if isinstance(fault, Exception):
+            raise fault
+        return fault
+
+    async with Device(tmp_path, template_data(numbered(2))) as device:
+        driver = device.driver()
+        await driver.connect()
+        assert await driver.poll()
+        monkeypatch.setattr(UaClient, "read", odd)
+        assert not await driver.poll()
+        assert set(driver.qualities) == {Quality.BAD}
+        monkeypatch.undo()
+        await answers(device, driver)
+        assert set(driver.qualities) == {Quality.GOOD}

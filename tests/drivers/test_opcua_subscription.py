@@ -372,3 +372,30 @@ async def test_the_template_that_subscribes_is_told_of_the_plant(tmp_path):
     finally:
         await driver.close()
         await server.stop()
+
+
+async def test_a_node_that_vanishes_and_comes_back_is_watched_again(tmp_path):
+    async with Device(tmp_path, told(numbered(3))) as device:
+        await device.show(p2=1.0)
+        driver = device.driver()
+        await driver.connect()
+        server, place = device.server._server, next(i for i, v in enumerate(device.server._points) if v.name == "p2")
+        gone = device.server._points.pop(place)
+        parent = await gone.node.get_parent()
+        name = await gone.node.read_browse_name()
+        await server.delete_nodes([gone.node])
+
+        async def later(quality):
+            device.now_s += 60
+            driver._subscription.beat_at += 60
+            assert await driver.poll()
+            return driver.qualities[2] == quality
+
+        await until(lambda: later(Quality.BAD))
+        assert list(driver.audit.missing) == ["p2"]
+        assert driver.audit.accounted == 3
+        gone.node = await parent.add_variable(gone.node.nodeid, name, gone.raw(5.0))
+        device.server._points.append(gone)
+        await until(lambda: later(Quality.GOOD))
+        await device.show(p2=6.0)
+        await polled(driver, "p2", 6.0)

@@ -199,6 +199,8 @@ class OpcUaDriver(BaseDriver):
             name = self.template.points[index].id
             if code in _NEVER_READABLE:
                 reasons.setdefault(name, str(result.StatusCode.name))
+                if code in _GONE and self._subscription is not None:
+                    self._subscription.monitored.discard(index)  # an item dies with its node: made anew when it is back
             delivered += name not in reasons
         for name, result in zip(settings, results[len(points) :], strict=True):
             if result.StatusCode is not None and result.StatusCode.value in _GONE:
