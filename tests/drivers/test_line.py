@@ -1,6 +1,7 @@
 """Lines against bare sockets that answer what a test says: framing, order, late answers, drains, the queue."""
 
 import asyncio
+import itertools
 import struct
 
 import pytest
@@ -146,6 +147,31 @@ async def test_pipelined_requests_are_under_way_together_and_answered_in_order()
         assert len(tcp(peer.seen[0])) == 4, "as many as it bears, in one segment"
         assert line.requests == 10
         link.close()
+
+
+@pytest.mark.parametrize("rtu", [False, True])
+async def test_the_pause_between_requests_is_kept_inside_a_batch_and_after_it(rtu):
+    times = []
+
+    async def script(writer, data):
+        times.append(asyncio.get_running_loop().time())
+        if rtu:
+            writer.write(rtu_frame(1, bytes([data[1], 2, 0, data[3]])))
+        else:
+            for transaction, unit, pdu in tcp(data):
+                writer.write(reply(transaction, unit, bytes([pdu[0], 2, 0, pdu[2]])))
+
+    async with Peer(script) as peer:
+        line = Line(Endpoint(host="127.0.0.1", port=peer.port, rtu=rtu), gap_s=0.03, pipeline=4)
+        link = ModbusLink(line, 1, timeout_s=1.0)
+        await link.open()
+        answers = await link.read_many([(3, 1, 1), (4, 2, 1), (3, 3, 1)])
+        assert [answer[0] for answer in answers] == [1, 2, 3]
+        assert (await link.read(4, 4, 1))[0] == 4
+        link.close()
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert len(gaps) == 3
+    assert min(gaps) >= 0.028
 
 
 async def test_answers_out_of_order_are_believed_by_nobody():

@@ -164,7 +164,7 @@ class Line(asyncio.BufferedProtocol):
         self._rtu = endpoint.rtu or endpoint.serial is not None
         self._gap_s = max(gap_s, endpoint.serial.silence_s if endpoint.serial is not None else 0.0)
         self._connect_delay_s = connect_delay_s
-        self._pipeline = 1 if self._rtu else pipeline
+        self._pipeline = 1 if self._rtu or self._gap_s else pipeline
         self._transport: asyncio.WriteTransport | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._users = 0
@@ -189,7 +189,7 @@ class Line(asyncio.BufferedProtocol):
         self.shared = True
         self._gap_s = max(self._gap_s, gap_s)
         self._connect_delay_s = max(self._connect_delay_s, connect_delay_s)
-        self._pipeline = min(self._pipeline, pipeline)
+        self._pipeline = 1 if self._gap_s else min(self._pipeline, pipeline)
 
     # -- connection
 
@@ -474,8 +474,8 @@ class Line(asyncio.BufferedProtocol):
             at = end
         self._buffer = buffer[at:] if at < size else b""
         batch = self._batch
-        if batch is not None and batch.sent < len(batch.pdus) and self._transport is not None:
-            self._send(self._transport, batch)  # once for all that came: as many again
+        if batch is not None and batch.sent < len(batch.pdus):
+            self._go_on(batch)  # once for all that came: as many again
 
     def _rtu_received(self, data: bytes) -> None:
         batch = self._batch
@@ -486,7 +486,7 @@ class Line(asyncio.BufferedProtocol):
         buffer = self._buffer = self._buffer + data
         if len(buffer) < 5:
             return
-        function = batch.pdus[0][0]
+        function = batch.pdus[len(batch.answers)][0]
         if buffer[0] != batch.unit or buffer[1] & 0x7F != function:
             self._wrong("an answer to another request")
             return
@@ -508,7 +508,19 @@ class Line(asyncio.BufferedProtocol):
         if len(batch.answers) == len(batch.pdus):
             if not batch.done.done():
                 batch.done.set_result(None)
-        elif self._rtu and self._transport is not None:
+        elif self._rtu:
+            self._go_on(batch)
+
+    def _go_on(self, batch: _Batch) -> None:
+        """Send more of a batch, after the pause that the other end needs."""
+        if self._gap_s and self._loop is not None:
+            batch.deadline += self._gap_s
+            self._loop.call_later(self._gap_s, self._send_more, batch)
+        else:
+            self._send_more(batch)
+
+    def _send_more(self, batch: _Batch) -> None:
+        if batch is self._batch and not batch.done.done() and self._transport is not None:
             self._send(self._transport, batch)
 
     def _wrong(self, what: str) -> None:
