@@ -5,16 +5,17 @@ Source: SunSpec Device Information Model Specification 1.2, and the model defini
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from wattmesh_a2a.errors import ConfigurationError, UnavailableError
 
+import firmware_configs
 from wattmesh_drivers.modbus.link import ModbusLink, RefusedError
 
 BASES = (40000, 0, 50000)
@@ -64,7 +65,7 @@ class Place:
 @cache
 def model_definition(model: int) -> dict[str, Any]:
     """The definition of a model; raises :class:`ConfigurationError`."""
-    path = importlib.resources.files("firmware_configs") / "sunspec" / f"model_{model}.json"
+    path = Path(firmware_configs.__file__).parent / "sunspec" / f"model_{model}.json"
     if not path.is_file():
         raise ConfigurationError(f"SunSpec model {model} has no definition in firmware_configs/sunspec")
     definition: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
