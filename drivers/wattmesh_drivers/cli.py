@@ -163,33 +163,38 @@ async def _watch(arguments: argparse.Namespace) -> int:
 
 
 async def _record(arguments: argparse.Namespace) -> int:
-    from wattmesh_drivers.recording import Recorder
+    from wattmesh_drivers.recording import LineRecorder, NodeRecorder, Recorder
 
-    template = load_template(arguments.template)
-    connection = _connection(arguments)
+    template, connection = load_template(arguments.template), _connection(arguments)
+    lines, clock = LinePool(), SystemClock()
+    driver = create_driver("device", template, connection, clock, lines=lines)
+    words = arguments.device or ", ".join(template.products)
+    recorder: Recorder
     if template.protocol == "opcua":
-        raise ConfigurationError(f"{template.id} speaks OPC UA; only Modbus devices can be recorded")
-    lines = LinePool()
-    driver = create_driver("device", template, connection, SystemClock(), lines=lines)
-    line = lines.of(connection.endpoint(template))
-    assert line is not None, "its driver has taken it"
-    unit = template.connection.unit if connection.unit is None else connection.unit
-    recorder = Recorder(
-        arguments.file, line, SystemClock(), template=template.id, unit=unit, grade=arguments.grade,
-        device=arguments.device or ", ".join(template.products),
-    )  # fmt: skip
+        from wattmesh_drivers.opcua.driver import OpcUaDriver
+
+        assert isinstance(driver, OpcUaDriver)
+        recorder = NodeRecorder(arguments.file, driver, clock, grade=arguments.grade, device=words)
+    else:
+        line = lines.of(connection.endpoint(template))
+        assert line is not None, "its driver has taken it"
+        unit = template.connection.unit if connection.unit is None else connection.unit
+        recorder = LineRecorder(
+            arguments.file, line, clock, template=template.id, unit=unit, grade=arguments.grade, device=words
+        )
     try:
         await driver.connect()
         for poll in range(max(1, arguments.polls)):
             if poll:
                 await asyncio.sleep(arguments.every)
             if not await driver.poll():
-                raise UnavailableError(f"{line.endpoint.name}: no answer; nothing was recorded")
+                raise UnavailableError(f"{template.id}: no answer; nothing was recorded")
+            recorder.polled()
         expected = {name: value for name, (value, _) in as_mapping(driver).items()}
     finally:
         await driver.close()
     count = recorder.finish(expected)
-    print(f"{arguments.file}: {count} requests, {len(expected)} expected values")
+    print(f"{arguments.file}: {count} answers, {len(expected)} expected values")
     return 0
 
 
@@ -223,9 +228,13 @@ _ACTIONS = {"read": _read, "write": _write, "watch": _watch, "record": _record, 
 def discover(argv: list[str]) -> int:
     """``wattmesh discover TARGET``: what is there, and a site file for it."""
     parser = argparse.ArgumentParser(
-        prog="wattmesh discover", description="Finds SunSpec and known Modbus devices. It only reads."
+        prog="wattmesh discover", description="Finds SunSpec and known Modbus and OPC UA devices. It only reads."
     )
-    parser.add_argument("target", nargs="+", help="an address, host:port, a network (192.168.1.0/24), a serial port")
+    parser.add_argument(
+        "target",
+        nargs="+",
+        help="an address, host:port, a network (192.168.1.0/24), a serial port, opc.tcp://host:port",
+    )
     parser.add_argument("--ports", default="502", help="TCP ports, like 502,1502")
     parser.add_argument("--units", help="unit identifiers, like 1,3,100-110; the usual ones of all templates")
     parser.add_argument("--baud", type=int, default=9600)
@@ -254,16 +263,24 @@ def _numbers(text: str, what: str, highest: int) -> list[int]:
 
 
 async def _discover(arguments: argparse.Namespace) -> int:
-    from wattmesh_drivers.discover import Found, scan, targets, write_site
+    from wattmesh_drivers.discover import Found, opcua_at, scan, targets, write_site
 
     ports = _numbers(arguments.ports, "--ports", 65535)
     units = _numbers(arguments.units, "--units", 247) if arguments.units else None
+    urls = [target for target in arguments.target if target.startswith("opc.tcp://")]
     endpoints = [
-        endpoint for target in arguments.target for endpoint in targets(target, ports, arguments.baud, arguments.parity)
+        endpoint
+        for target in arguments.target
+        if target not in urls
+        for endpoint in targets(target, ports, arguments.baud, arguments.parity)
     ]
     if units is None and any(endpoint.serial for endpoint in endpoints):
         units = list(range(1, 11))
     found: list[Found] = []
+    for url in urls:
+        for one in await opcua_at(url, SystemClock(), timeout_s=arguments.timeout):
+            found.append(one)
+            print(f"{url}: {one.kind} {one.template} ({one.product}; {one.evidence})")
     async for one in scan(endpoints, units, SystemClock(), timeout_s=arguments.timeout):
         found.append(one)
         print(
@@ -272,7 +289,8 @@ async def _discover(arguments: argparse.Namespace) -> int:
         if one.others:
             print(f"    it may also be: {', '.join(one.others)}")
     if not found:
-        print(f"nothing known at {len(endpoints)} endpoint{'s' if len(endpoints) != 1 else ''}")
+        count = len(endpoints) + len(urls)
+        print(f"nothing known at {count} endpoint{'s' if count != 1 else ''}")
         return 1
     if arguments.write is not None:
         found.sort(key=lambda one: (one.endpoint.name, one.unit))

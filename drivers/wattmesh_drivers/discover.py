@@ -63,6 +63,8 @@ class Found:
     evidence: str
     """Why it is taken for that, for people."""
     score: float
+    url: str | None = None
+    """Of an OPC UA server."""
     rated_power_w: float | None = None
     rated_energy_wh: float | None = None
     product: str = ""
@@ -133,6 +135,43 @@ async def scan(
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+
+
+async def opcua_at(url: str, clock: Clock, *, timeout_s: float) -> list[Found]:
+    """Devices of an OPC UA server, by the namespaces of the templates; nobody logs in, and nothing is secured.
+
+    Raises:
+        ConfigurationError: The URL cannot be read, the server wants security or a login, or the extra is not installed.
+        UnavailableError: Nobody answers.
+    """
+    try:
+        from wattmesh_drivers.opcua.driver import OpcUaDriver
+    except ImportError as error:
+        raise ConfigurationError(f"{url}: needs: pip install 'wattmesh[opcua]'") from error
+    found: list[Found] = []
+    for name in template_ids():
+        template = load_template(name)
+        if template.protocol != "opcua":
+            continue
+        driver = OpcUaDriver("probe", template, url, clock, timeout_s=timeout_s)
+        driver.quiet = True
+        try:
+            await driver.connect()
+        except ConfigurationError as error:
+            if "namespace" in str(error) or "none of the" in str(error):
+                continue
+            raise
+        finally:
+            await driver.close()
+        told = driver.audit
+        evidence = f"namespace {template.namespace}, {told.delivered} of {told.points} nodes"
+        found.append(
+            Found(
+                template=name, kind=template.kind, endpoint=Endpoint(host=url), unit=0, url=url, evidence=evidence,
+                score=5.0 * told.delivered / told.points, product=template.manufacturer,
+            )
+        )  # fmt: skip
+    return sorted(found, key=lambda one: one.score, reverse=True)
 
 
 async def _at_endpoint(
@@ -306,7 +345,9 @@ def site_file(site: str, found: Sequence[Found]) -> str:
         count = names[one.kind] = names.get(one.kind, 0) + 1
         name = str(one.kind) if count == 1 else f"{one.kind}-{count}"
         endpoint = one.endpoint
-        if endpoint.serial is not None:
+        if one.url is not None:
+            where = f"url: {one.url}"
+        elif endpoint.serial is not None:
             port = endpoint.serial
             where = f"serial: {port.path}, baud: {port.baud}, parity: {port.parity}, unit: {one.unit}"
         else:

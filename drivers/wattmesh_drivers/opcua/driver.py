@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Unpack
@@ -113,6 +113,8 @@ class OpcUaDriver(BaseDriver):
         self._held_qualities = bytearray([Quality.BAD] * count)
         self._held_times_ns = array("q", [0] * count)
         self.known_times_ns = array("q", [0] * count)
+        self.tap: Callable[[Sequence[tuple[str, object, int]]], None] | None = None
+        """Told of values as they came, with their status codes, by point; for recordings."""
         self._session: Session | None = None
         self._subscription: Subscription | None = None
         self._nodes: dict[str, ua.NodeId] = {}
@@ -334,6 +336,17 @@ class OpcUaDriver(BaseDriver):
             if stamp != last or stamp is None:
                 last, last_ns = stamp, _ns_of(stamp) or _ns_of(result.ServerTimestamp) or now_ns
             times[index] = last_ns
+        if self.tap is not None:
+            self.tap(
+                [
+                    (
+                        self.template.points[index].id,
+                        result.Value.Value if result.Value is not None else None,
+                        0 if result.StatusCode is None else result.StatusCode.value,
+                    )
+                    for index, result in zip(indices, results, strict=True)
+                ]
+            )
 
     # -- settings
 
