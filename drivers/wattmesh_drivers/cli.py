@@ -34,12 +34,12 @@ def device(argv: list[str]) -> int:
     write.add_argument("value", type=float, help="in its unit; a battery's power is positive when it charges")
     write.add_argument("--rated-power-w", type=float, required=True, help="nothing is written without a limit")
     watch = actions.add_parser("watch", help="every point again and again")
-    watch.add_argument("--every", type=float, default=1.0, metavar="SECONDS")
+    watch.add_argument("--every", type=_seconds, default=1.0, metavar="SECONDS")
     watch.add_argument("--times", type=int, default=0, help="end after so many; 0 goes on until Ctrl-C")
     record = actions.add_parser("record", help="the wire into a file that can be served and tested")
     record.add_argument("file", type=Path)
     record.add_argument("--polls", type=int, default=3)
-    record.add_argument("--every", type=float, default=1.0, metavar="SECONDS")
+    record.add_argument("--every", type=_seconds, default=1.0, metavar="SECONDS")
     record.add_argument("--grade", choices=("hardware", "peer", "simulated"), default="hardware")
     record.add_argument("--device", default="", help="product and firmware, in words")
     proxy = actions.add_parser("proxy", help="let others read a device that serves one client")
@@ -58,6 +58,14 @@ def device(argv: list[str]) -> int:
     with contextlib.suppress(KeyboardInterrupt):
         return asyncio.run(_ACTIONS[arguments.action](arguments))
     return 130
+
+
+def _seconds(text: str) -> float:
+    """A time span on the command line."""
+    seconds = float(text)
+    if not 0.01 <= seconds <= 86_400:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0.01 and 86400 seconds")
+    return seconds
 
 
 def _add_connection(parser: argparse.ArgumentParser) -> None:
@@ -144,6 +152,9 @@ async def _write(arguments: argparse.Namespace) -> int:
     async with _connected(arguments) as (driver, _):
         outcome = await driver.control(arguments.control, arguments.value)
     print(outcome)
+    control = driver.template.controls.get(arguments.control)
+    if isinstance(outcome, Applied | Clamped) and control is not None and control.watchdog is None:
+        print("it has no dead-man: this stands until something else is written")
     return 0 if isinstance(outcome, Applied | Clamped) else 1
 
 
@@ -211,7 +222,7 @@ async def _proxy(arguments: argparse.Namespace) -> int:
     async with _connected(arguments, lines) as (driver, template):
         line = lines.of(_connection(arguments).endpoint(template))
         assert line is not None, "its driver has taken it"
-        proxy = ModbusProxy(line, timeout_s=template.connection.timeout_ms / 1000)
+        proxy = ModbusProxy(line)
         await proxy.start(host or "127.0.0.1", int(port))
         print(f"{line.endpoint.name} can be read at {host}:{proxy.port}; Ctrl-C ends it", flush=True)
         while not stop.is_set():  # a poll now and then, so that a lost connection comes back
@@ -239,7 +250,7 @@ def discover(argv: list[str]) -> int:
     parser.add_argument("--units", help="unit identifiers, like 1,3,100-110; the usual ones of all templates")
     parser.add_argument("--baud", type=int, default=9600)
     parser.add_argument("--parity", choices=("N", "E", "O"), default="N")
-    parser.add_argument("--timeout", type=float, default=1.0, metavar="SECONDS")
+    parser.add_argument("--timeout", type=_seconds, default=1.0, metavar="SECONDS")
     parser.add_argument("--write", type=Path, metavar="SITE.yaml", help="a site file with what was found")
     parser.add_argument("--site", default="site-1", help="its name")
     arguments = parser.parse_args(argv)
@@ -254,6 +265,8 @@ def _numbers(text: str, what: str, highest: int) -> list[int]:
     try:
         for part in text.split(","):
             first, _, last = part.partition("-")
+            if int(last or first) > highest:
+                raise ConfigurationError(f"{what} {text!r}: numbers are from 0 to {highest}")
             found += range(int(first), int(last or first) + 1)
     except ValueError as error:
         raise ConfigurationError(f"{what} {text!r}: it takes numbers and ranges, like 1,3,100-110") from error

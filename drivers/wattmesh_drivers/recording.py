@@ -22,6 +22,7 @@ from wattmesh_drivers.modbus.line import Line
 if TYPE_CHECKING:
     from wattmesh_drivers.opcua.driver import OpcUaDriver
 
+_LINE_AT_MOST = 1_000_000
 _MISSING = 0x80340000
 """BadNodeIdUnknown (OPC 10000-6, A.2)."""
 
@@ -85,9 +86,11 @@ class LineRecorder(Recorder):
             return
         if what == "request":
             self._asked.append(pdu)
-        elif self._asked:  # answers come in the order of the requests
-            asked = self._asked.pop(0)
-            self._lines.append({"request": asked.hex(), "answer": pdu.hex() if what == "answer" else None})
+        elif what == "answer" and self._asked:  # answers come in the order of the requests
+            self._lines.append({"request": self._asked.pop(0).hex(), "answer": pdu.hex()})
+        elif what == "silence":  # of nobody who was asked together will one be believed any more
+            self._lines += [{"request": asked.hex(), "answer": None} for asked in self._asked]
+            self._asked.clear()
 
     def finish(self, expected: Mapping[str, float]) -> int:
         """See :meth:`Recorder.finish`."""
@@ -125,11 +128,11 @@ def header_of(path: Path) -> dict[str, Any]:
     """The first line of a recording; raises :class:`ConfigurationError`."""
     try:
         with path.open(encoding="utf-8") as file:
-            header: dict[str, Any] = json.loads(file.readline())
+            header: dict[str, Any] = json.loads(file.readline(_LINE_AT_MOST))
         if header["recording"] != 1 or header["grade"] not in get_args(Grade):
             raise ValueError("another version, or an unknown grade")
         return {name: header[name] for name in ("template", "unit", "grade", "device", "made")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigurationError(f"{path}: is no recording of a device ({error!r})") from error
 
 
@@ -138,5 +141,5 @@ def expected_of(path: Path) -> dict[str, float | None]:
     try:
         last = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
         return {str(name): None if value is None else float(value) for name, value in last["expect"].items()}
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise ConfigurationError(f"{path}: has no expected values ({error!r})") from error

@@ -203,6 +203,12 @@ def load_site(path: Path) -> Site:
             raise ConfigurationError(f"{where}: a battery needs rated_power_w and rated_energy_wh")
         if "production_limit_percent" in template.controls and device.rated_power_w is None:
             raise ConfigurationError(f"{where}: an inverter needs rated_power_w, so that the export limit can be kept")
+        for name, control in template.controls.items():
+            if control.watchdog is not None and model.control.period_s > control.watchdog.seconds / 4:
+                raise ConfigurationError(
+                    f"{place(path, 'control', 'period_s')}: {device.id} falls back {control.watchdog.seconds:g} s after {name} "
+                    f"was fed last; a period of {control.watchdog.seconds / 4:g} s at most feeds it in time"
+                )
         if device.role == "grid" and template.kind is not AssetKind.METER:
             raise ConfigurationError(f"{where}.role: grid is for a meter, and {template.id} is a {template.kind}")
     _check_lines(path, model, templates)
@@ -276,6 +282,10 @@ def _check_frequency(path: Path, site: SiteModel, templates: dict[str, Template]
             f"{where}: {target.id} has no register that the reflex may write; leave response out to watch only"
         )
     device = next(one for one in site.devices if one.id == model.response.device)
+    if target.connection.single_client:
+        raise ConfigurationError(
+            f"{where}: {target.id} serves one connection, which the driver has; leave response out to watch only"
+        )
     if not device.connection.plain_tcp:
         raise ConfigurationError(
             f"{where}: the reflex writes over plain Modbus TCP, and {device.id} is reached in another way; leave response out "

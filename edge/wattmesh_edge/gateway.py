@@ -13,7 +13,7 @@ from pathlib import Path
 
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.codec import record_line
-from wattmesh_a2a.control import Decision
+from wattmesh_a2a.control import Applied, Decision, Failed
 from wattmesh_a2a.dedupe import SqliteDedupe
 from wattmesh_a2a.delivery import ACKNOWLEDGED, Delivery
 from wattmesh_a2a.devices import AssetKind, Quality
@@ -39,7 +39,7 @@ from wattmesh_a2a.signing import KeyRing
 from wattmesh_a2a.tariff import slot_start_ns
 from wattmesh_a2a.topics import Topics
 from wattmesh_a2a.transports.mqtt import MqttTransport
-from wattmesh_drivers.driver import Driver
+from wattmesh_drivers.driver import Driver, DriverState
 from wattmesh_drivers.factory import create_driver
 from wattmesh_drivers.modbus.line import LinePool
 from wattmesh_drivers.modbus.proxy import ModbusProxy
@@ -68,6 +68,10 @@ _ORDER_AHEAD_SLOTS = 2
 _STATUS_NS = 10 * NS_PER_S
 _REPORT_NS = 3600 * NS_PER_S
 _DRAIN_S = 15.0
+_START_WITHIN_S = 15.0
+"""Devices that take longer to connect come later; the others are not kept waiting."""
+_LEAVE_WITHIN_S, _LEAVE_AGAIN_S = 10.0, 0.5
+"""How long a device that does not answer is tried to be left in its safe state."""
 _SOURCE_AGAIN_S = 10.0
 """Real time until a frequency source that was not there is asked for again."""
 _AGENTS: Mapping[str, type[SiteAgent]] = {"producer": ProducerAgent, "consumer": ConsumerAgent}
@@ -93,6 +97,9 @@ class Gateway:
         self._tables()
         self._lines = LinePool()
         self._proxies: list[ModbusProxy] = []
+        self._unsafe = {device.id for device in model.devices if site.templates[device.id].safe_state}
+        """Devices whose safe state has not been written since the start."""
+        self._making_safe = False
         self.drivers: dict[str, Driver] = {
             device.id: create_driver(
                 device.id,
@@ -252,12 +259,12 @@ class Gateway:
 
     async def run(self, stop: asyncio.Event, ready: Path | None = None) -> None:
         """Work until ``stop`` is set, then leave the site safe and hand over what is held."""
-        await self._connect_devices()
-        await self.messenger.announce({"announcement": self._announcement()})
-        await self.messenger.start()
-        if ready is not None:
-            ready.touch()
         try:
+            await self._connect_devices()
+            await self.messenger.announce({"announcement": self._announcement()})
+            await self.messenger.start()
+            if ready is not None:
+                ready.touch()
             async with asyncio.TaskGroup() as group:
                 running = [
                     group.create_task(self.control.run(), name="control"),
@@ -272,11 +279,22 @@ class Gateway:
 
     async def _connect_devices(self) -> None:
         """Safe state first. A device that is absent does not keep the others from working."""
-        await asyncio.gather(*(self._connect_device(name, driver) for name, driver in self.drivers.items()))
+        starting = {
+            asyncio.create_task(self._connect_device(name, driver), name=f"connect {name}")
+            for name, driver in self.drivers.items()
+        }
+        _, slow = await asyncio.wait(starting, timeout=_START_WITHIN_S)
+        for task in slow:  # the cycle tries them again, off to the side
+            task.cancel()
+        await asyncio.gather(*starting, return_exceptions=True)
         for device in self.site.model.devices:
             if device.connection.proxy_port is not None:
                 proxy = self._proxy_of(device)
-                await proxy.start(device.connection.proxy_host, device.connection.proxy_port)
+                try:
+                    await proxy.start(device.connection.proxy_host, device.connection.proxy_port)
+                except ConfigurationError as error:
+                    log.error("%s; the site goes on without it", error)
+                    continue
                 self._proxies.append(proxy)
         self._start_reflex()
 
@@ -284,7 +302,7 @@ class Gateway:
         template = self.site.templates[device.id]
         line = self._lines.of(device.connection.endpoint(template))
         assert line is not None, "its driver has taken it"
-        return ModbusProxy(line, timeout_s=template.connection.timeout_ms / 1000)
+        return ModbusProxy(line)
 
     async def _connect_device(self, name: str, driver: Driver) -> None:
         try:
@@ -292,8 +310,28 @@ class Gateway:
         except (UnavailableError, ConfigurationError) as error:
             log.warning("%s is not there yet (%s); the site starts without it", name, error)
             return
-        for outcome in await driver.apply_safe_state():
+        await self._make_safe(name, driver)
+
+    async def _make_safe(self, name: str, driver: Driver) -> None:
+        """The safe state of a device that was not there, or not reached, when the site started: once, and then control has it."""
+        outcomes = await driver.apply_safe_state()
+        for outcome in outcomes:
             log.info("%s: safe state: %s", name, outcome)
+        if all(isinstance(outcome, Applied) for outcome in outcomes):
+            self._unsafe.discard(name)
+
+    async def _make_late_ones_safe(self) -> None:
+        """For those that were absent at the start: an inverter may have kept a limit from before. A battery has the cycle."""
+        self._unsafe -= self._batteries.keys()
+        for name in list(self._unsafe):
+            driver = self.drivers[name]
+            if driver.state is DriverState.READY:
+                try:
+                    await self._make_safe(name, driver)
+                except Exception:
+                    self._unsafe.discard(name)
+                    log.exception("%s could not be put into its safe state", name)
+        self._making_safe = False
 
     def _start_reflex(self) -> None:
         """Start listening as soon as the source is known; begin to respond when the battery's register is, too."""
@@ -392,7 +430,8 @@ class Gateway:
     def _polled_by_reflex(self, device: str) -> bool:
         """Whether the reflex reads the device's register by itself; else it gets what the driver reads in each cycle."""
         connection = next(one.connection for one in self.site.model.devices if one.id == device)
-        return connection.plain_tcp and self.drivers[device].template.protocol != "opcua"
+        template = self.drivers[device].template
+        return connection.plain_tcp and template.protocol != "opcua" and not template.connection.single_client
 
     def _push_frequency(self) -> None:
         """A source that is no register: what the driver read in this cycle goes to the reflex."""
@@ -419,18 +458,38 @@ class Gateway:
             sign=found.sign,
         )
 
+    async def _leave(self, name: str, driver: Driver) -> None:
+        """Safe state, then the device's own management, then goodbye; one that does not answer is tried for a while."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _LEAVE_WITHIN_S
+        try:
+            async with asyncio.timeout_at(deadline):
+                while True:
+                    outcomes = await driver.apply_safe_state()
+                    failed = [outcome for outcome in outcomes if not isinstance(outcome, Applied)]
+                    if not failed:
+                        break
+                    if not any(isinstance(outcome, Failed) and outcome.retryable for outcome in failed):
+                        log.error("%s could not be left in its safe state: %s", name, failed[0])
+                        break
+                    await asyncio.sleep(_LEAVE_AGAIN_S)
+                for outcome in await driver.release():
+                    log.info("%s: given back to its own management: %s", name, outcome)
+        except TimeoutError:
+            log.error("%s could not be left in its safe state: it does not answer", name)
+        except Exception:
+            log.exception("%s could not be left in its safe state", name)
+        finally:
+            await driver.close()
+
     async def _end(self) -> None:
         """Safe state, everything on disk, everything handed over that can be within its time, then goodbye."""
         if self._reflex is not None:
             self._reflex.stop()
             self._take_frequency_events(last=True)
+        await asyncio.gather(*(self._leave(name, driver) for name, driver in self.drivers.items()))
         for proxy in self._proxies:
             await proxy.stop()
-        for driver in self.drivers.values():
-            await driver.apply_safe_state()
-            for outcome in await driver.release():
-                log.info("%s: given back to its own management: %s", driver.asset.id, outcome)
-            await driver.close()
         self.outbox.seal()
         if not await self.uplink.drain(_DRAIN_S):
             log.warning("%d batches wait for the next start", self.outbox.waiting())
@@ -473,6 +532,9 @@ class Gateway:
 
     def _record(self, image: SiteImage, decisions: Sequence[Decision], outcomes: Mapping[str, str]) -> None:
         """The end of a cycle. A disk that is full or broken costs the record, and never control."""
+        if self._unsafe and not self._making_safe:
+            self._making_safe = True
+            self._spawn(self._make_late_ones_safe())
         try:
             self._keep(image, decisions, outcomes)
         except (OSError, sqlite3.Error) as error:

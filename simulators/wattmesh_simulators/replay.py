@@ -26,7 +26,7 @@ def is_opcua(path: Path) -> bool:
     """Whether a recording is of an OPC UA device; raises :class:`ConfigurationError` where it is none at all."""
     try:
         return any("values" in line for line in _lines_of(path))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ConfigurationError(f"{path}: is no recording of a device ({error!r})") from error
 
 
@@ -57,7 +57,7 @@ class ReplayNodes:
                 self._polls.append((values, status))
             if not self._polls:
                 raise ValueError("nothing was told")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             raise ConfigurationError(f"{path}: is no recording of an OPC UA device ({error!r})") from error
         self._at = 0
         self.server = OpcUaServer(self.template, lambda: self._polls[self._at][0], lambda name, value: None)
@@ -101,7 +101,7 @@ class ReplayUnit:
                 if "request" in exchange:
                     answer = exchange["answer"]
                     self._learn(bytes.fromhex(exchange["request"]), None if answer is None else bytes.fromhex(answer))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             raise ConfigurationError(f"{path}: is no recording of a device ({error!r})") from error
         self._given: dict[bytes, int] = dict.fromkeys(self._answers, 0)
 

@@ -206,9 +206,9 @@ async def test_others_read_a_single_client_device_through_us(device):
     lines = LinePool()
     driver = driver_of("eastron_sdm630", served.server.port, lines)
     await driver.connect()
-    proxy = ModbusProxy(lines.of(next(iter(lines._lines))), timeout_s=0.3)
+    proxy = ModbusProxy(lines.of(next(iter(lines._lines))))
     await proxy.start("127.0.0.1", 0)
-    client = AsyncModbusTcpClient("127.0.0.1", port=proxy.port, retries=0, timeout=1)
+    client = AsyncModbusTcpClient("127.0.0.1", port=proxy.port, retries=0, timeout=5)
     try:
         await client.connect()
         answers, polled = await asyncio.gather(client.read_input_registers(0, count=6, device_id=1), driver.poll())
@@ -235,7 +235,7 @@ async def test_a_proxy_bears_what_is_no_modbus(device):
     lines = LinePool()
     driver = driver_of("eastron_sdm630", served.server.port, lines)
     await driver.connect()
-    proxy = ModbusProxy(lines.of(next(iter(lines._lines))), timeout_s=0.3)
+    proxy = ModbusProxy(lines.of(next(iter(lines._lines))))
     await proxy.start("127.0.0.1", 0)
     try:
         for content in (
@@ -251,7 +251,7 @@ async def test_a_proxy_bears_what_is_no_modbus(device):
             writer.close()
         assert await driver.poll()
         with pytest.raises(ConfigurationError, match="cannot listen"):
-            await ModbusProxy(driver._link.line, timeout_s=1).start("127.0.0.1", proxy.port)
+            await ModbusProxy(driver._link.line).start("127.0.0.1", proxy.port)
     finally:
         await proxy.stop()
         await driver.close()

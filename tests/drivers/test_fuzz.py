@@ -7,7 +7,6 @@ import asyncio
 import os
 import random
 import struct
-from array import array
 from pathlib import Path
 
 import pytest
@@ -96,7 +95,7 @@ def registers_in(pdu, function, count):
 async def test_no_register_comes_of_a_bad_frame(rtu):
     chance = random.Random(7 + rtu)
     accepted = 0
-    for number in range(EACH):
+    for _ in range(EACH):
         line = Line(Endpoint(host="fuzz", rtu=rtu))
         link = ModbusLink(line, 3, timeout_s=60.0)
         line._loop, line._transport = asyncio.get_running_loop(), Wire()
@@ -132,10 +131,8 @@ async def test_no_register_comes_of_a_bad_frame(rtu):
             assert error is None or isinstance(error, UnavailableError | ConfigurationError), repr(error)
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
-        line.drop()
-        assert line._timer is None
         assert len(line._buffer) < 600
-        assert number >= 0
+        line.drop()
     assert EACH // 50 < accepted < EACH, "right frames are taken, and not everything is"
 
 
@@ -243,7 +240,7 @@ def test_no_template_breaks_the_loader(tmp_path):
         loaded += error is None
         assert error is None or str(path) in error
     load_template.cache_clear()
-    assert loaded < SLOW
+    assert SLOW // 20 < loaded < SLOW - SLOW // 20, "some are sound, and most are not"
 
 
 def swapped(chance, content):
@@ -273,7 +270,7 @@ def test_no_recording_breaks_its_readers(tmp_path):
         if told_by(ReplayUnit, path) is None:
             unit = ReplayUnit(path)
             for request in (b"\x04\x00\x00\x00\x0c", chance.randbytes(chance.randint(1, 12))):
-                assert unit.answer(request) is None or unit.answer(request)
+                assert unit.answer(request) != b"", "an answer has at least its function"
 
 
 async def test_no_request_breaks_the_proxy_or_gets_through_it_as_a_write():
@@ -281,6 +278,7 @@ async def test_no_request_breaks_the_proxy_or_gets_through_it_as_a_write():
 
     class Device:
         asked = []
+        units, timeout_s = set(range(256)), 1.0
 
         async def ask(self, unit, pdus, timeout_s, *, probe=False):
             self.asked.append((unit, pdus[0], probe))
@@ -291,7 +289,7 @@ async def test_no_request_breaks_the_proxy_or_gets_through_it_as_a_write():
             ]
 
     device = Device()
-    proxy = ModbusProxy(device, timeout_s=1.0)
+    proxy = ModbusProxy(device)
     for _ in range(EACH):
         right = struct.pack(">BHH", chance.choice([3, 4, 6, 16, 43]), chance.randrange(0x10000), chance.randint(0, 130))
         pdu = mutated(chance, right) or b"\x00"
@@ -322,9 +320,7 @@ async def test_no_request_breaks_the_simulated_hardware(kind):
         )
         frame = rtu_frame(1, right) if kind is _RtuConnection else struct.pack(">HHHB", 1, 0, len(right) + 1, 1) + right
         connection.data_received(mutated(chance, frame))
-        assert len(connection._buffer) < 600 or kind is _RtuConnection
-        if chance.random() < 0.3:
-            connection._buffer = b""
+        assert len(connection._buffer) < 600
         client.sent.clear()
 
 
@@ -339,4 +335,3 @@ def test_a_whole_device_survives_what_its_masters_write():
         device.written(chance.choice(settings), chance.choice([0, 1, 2, 65535, -1, 1e9, 5000.0]))
         power = device.home.battery.active_w
         assert abs(power) <= device.home.battery.power_w
-    assert array("d", [power])[0] == power
