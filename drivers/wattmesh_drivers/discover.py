@@ -385,6 +385,7 @@ def site_file(site: str, found: Sequence[Found]) -> str:
             note += "; CHECK: is this the one at the grid connection?"
         if one.others:
             note += f"; CHECK: may also be {', '.join(one.others)}"
+        note = "".join(letter for letter in note if letter.isprintable())  # a device's own words are in it
         lines.append(f"  - {{id: {name}, template: {one.template}, connection: {{{where}}}{more}}}{note}")
     lines += [
         "messaging:",

@@ -477,7 +477,7 @@ class BaseDriver(ABC):
         day, used = self._flash_day(name)
         gone = min(1.0, max(0.0, self._clock.utc_ns() / (86_400 * NS_PER_S) - day))
         allowed = math.ceil(model.writes_per_day * (_FLASH_AT_ONCE + (1 - _FLASH_AT_ONCE) * gone))
-        standing = self._standing.get(name, math.nan)
+        standing = self._standing.get(name, self.template.safe_state.get(name, 0.0))
         if abs(value) < abs(standing) and value * standing >= 0:
             allowed = 2 * model.writes_per_day
         if used >= allowed:
