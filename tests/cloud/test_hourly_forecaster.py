@@ -19,8 +19,8 @@ def year(days=DAYS, seed=1):
     return load, pv, hour, weekday
 
 
-def forecaster(load, pv, hour, weekday, count, leads=24):
-    made = HourlyForecaster(LEVELS, leads)
+def forecaster(load, pv, hour, weekday, count, leads=24, every=11):
+    made = HourlyForecaster(LEVELS, leads, replay_every_h=every)
     made.add(load[:count], pv[:count], hour[:count], weekday[:count])
     return made
 
@@ -53,11 +53,11 @@ def test_perturbing_the_future_changes_nothing_that_was_issued_before():
 def test_hindcasts_at_a_start_see_no_more_than_a_forecaster_that_ran_all_along():
     load, pv, hour, weekday = year(45)
     start = WARM_UP_DAYS * 24
-    running = forecaster(load, pv, hour, weekday, start)
+    running = forecaster(load, pv, hour, weekday, start, every=1)
     for now in range(start, 40 * 24):
         issue(running, hour, weekday)
         running.add(load[now : now + 1], pv[now : now + 1], hour[now : now + 1], weekday[now : now + 1])
-    restarted = forecaster(load, pv, hour, weekday, 40 * 24)
+    restarted = forecaster(load, pv, hour, weekday, 40 * 24, every=1)
     first, second = issue(running, hour, weekday), issue(restarted, hour, weekday)
     for name, quantiles in first.items():
         assert quantiles.values == pytest.approx(second[name].values, rel=1e-6, abs=1e-9)
@@ -140,3 +140,16 @@ def test_a_bank_finds_lines_and_ignores_what_is_missing():
 def test_weighted_quantiles():
     assert weighted_quantiles(np.array([3.0, 1.0, 2.0]), np.ones(3), [0.5])[0] == pytest.approx(2)
     assert np.isnan(weighted_quantiles(np.empty(0), np.empty(0), [0.5])[0])
+
+
+def test_a_late_reading_fills_its_gap_and_nothing_else():
+    load, pv, hour, weekday = year()
+    spoiled = load[: 50 * 24].copy()
+    spoiled[-5] = np.nan
+    made = forecaster(spoiled, pv, hour, weekday, 50 * 24)
+    made.amend(50 * 24 - 5, load[50 * 24 - 5], 0.0)
+    made.amend(50 * 24 - 4, 99.0, 99.0)
+    issued = issue(made, hour, weekday)
+    good = issue(forecaster(load, pv, hour, weekday, 50 * 24), hour, weekday)
+    assert issued["load"].reasons == ()
+    assert issued["load"].values == pytest.approx(good["load"].values)

@@ -5,6 +5,8 @@
 - PV: energy over what the site's own sky-clear days gave at that hour (an upper quantile of the last three weeks, so that tilt,
   azimuth and shading are in it), by a bank of regressions on the clearness of days and hours before.
 - Quantiles: of what followed similar forecasts; their spread is scaled until 80 % of the last four weeks were inside.
+- The gateway's seasonal quantiles get the share with which the mix would have scored best in the last four weeks, up to all of it:
+  a model that has become worse loses its place by itself.
 
 Everything at hour ``t`` is made of values before ``t``: :meth:`HourlyForecaster.add` is the only way in. What is missing stays
 missing: features use a causal substitute, training leaves the hour out, and quantiles widen with the share that was missing.
@@ -17,6 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from wattmesh_cloud.forecasting.model import SeasonalQuantiles
 from wattmesh_cloud.forecasting.regression import (
     HOURS,
     Array,
@@ -32,8 +35,10 @@ WARM_UP_DAYS = 35
 """Before so much is known, another model has to serve."""
 _BASE = 29 * HOURS
 _REFIT_H = 7 * HOURS
-_REPLAY_DAYS = 42
-"""Of hindcasts made at a start, so that quantiles have something to stand on."""
+_REPLAY_DAYS, _REPLAY_EVERY_H = 42, 5
+"""Hindcasts made at a start, so that quantiles have something to stand on; five hours apart they meet every hour of the day."""
+_WINDOW_H = 40 * HOURS
+"""What a forecast looks back on, at most."""
 _HALF_LIFE_DAYS = 120.0
 _TRAIN_DAYS = 400
 _PENALTY = 0.1
@@ -48,6 +53,9 @@ _PV_RATIO_RULE = Similar(days=60, half_life_days=10, bandwidth_h=0.8, bandwidth=
 _PV_ERROR_RULE = Similar(days=60, half_life_days=10, bandwidth_h=0.8, bandwidth=0.15, floor=0.15)
 _NET_RULE = Similar(days=42, half_life_days=14, bandwidth_h=1.2)
 _COVERAGE_DAYS = 28
+_SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 1.0)
+"""Of the seasonal quantiles in the mix."""
+_FIRST_SHARE = 0.15
 _SCALE_LIMITS = (0.7, 1.6)
 _FROZEN_H = 6
 _SPIKE = 4.0
@@ -74,10 +82,17 @@ class _Record:
     middle: Array = field(default_factory=lambda: np.full((len(_RECORDED), 0), np.nan))
     high: Array = field(default_factory=lambda: np.full((len(_RECORDED), 0), np.nan))
 
+    members: Array = field(default_factory=lambda: np.full((2, 3, len(_RECORDED), 0), np.nan))
+    """Learned and seasonal; low, middle and high."""
+    share: float = _FIRST_SHARE
+    shared_at: int = -1
+
     def grow(self, length: int) -> None:
         """Make room for target hours below ``length``."""
         if length <= self.point.shape[1]:
             return
+        room = np.full((2, 3, len(_RECORDED), length + 24 * HOURS - self.point.shape[1]), np.nan)
+        self.members = np.concatenate([self.members, room], axis=3)
         more = np.full((len(_RECORDED), length + 24 * HOURS - self.point.shape[1]), np.nan)
         for name in ("point", "scale", "low", "middle", "high"):
             setattr(self, name, np.concatenate([getattr(self, name), more], axis=1))
@@ -90,18 +105,23 @@ class HourlyForecaster:
         levels: Quantile levels, ascending, with 0.1, 0.5 and 0.9 among them.
         leads: Hours ahead, 24 or 48.
         refit_h: Hours between two fits.
+        replay_every_h: Hours between two hindcasts at a start.
     """
 
     name = "ridge-bank-hourly"
 
-    def __init__(self, levels: Sequence[float], leads: int = 24, refit_h: int = _REFIT_H) -> None:
+    def __init__(
+        self, levels: Sequence[float], leads: int = 24, refit_h: int = _REFIT_H, replay_every_h: int = _REPLAY_EVERY_H
+    ) -> None:
         self.levels = tuple(levels)
         self.leads = leads
         self._refit_h = refit_h
+        self._replay_every_h = replay_every_h
         self._low, self._middle, self._high = (_nearest(self.levels, level) for level in (0.1, 0.5, 0.9))
         self._load, self._pv = _Column(), _Column()
         self._weather = _Table(4)
         self._hour, self._weekday = _Whole(), _Whole()
+        self._seasonal = SeasonalQuantiles(self.levels)
         self._fitted_at = -1
         self._banks: list[list[Bank]] = []
         self._pv_banks: list[Bank] = []
@@ -145,6 +165,11 @@ class HourlyForecaster:
             self._pv.check(at, frozen=False)
         self._extend_clear()
 
+    def amend(self, at: int, load: float, pv: float) -> None:
+        """Put a reading that came late where a gap was."""
+        for column, value in ((self._load, load), (self._pv, pv)):
+            column.amend(at, value)
+
     def issue(self, hour: Sequence[int] | Numbers, weekday: Sequence[int] | Numbers) -> dict[str, Quantiles] | None:
         """Forecast the hours that follow what is known; none before the warm-up is over.
 
@@ -166,7 +191,7 @@ class HourlyForecaster:
 
     def _replay(self, now: int) -> None:
         """Hindcast the last weeks as they would have been issued, for the record that quantiles are made of."""
-        for at in range(max(WARM_UP_DAYS * HOURS, now - _REPLAY_DAYS * HOURS), now):
+        for at in range(max(WARM_UP_DAYS * HOURS, now - _REPLAY_DAYS * HOURS), now, self._replay_every_h):
             if self._fitted_at < 0 or at - self._fitted_at >= self._refit_h:
                 self._fit(at)
             steps = at + np.arange(self.leads)
@@ -231,9 +256,11 @@ class HourlyForecaster:
     # -- features: rows of issues × leads; nothing at or after the issue is touched but the calendar
 
     def _load_features(
-        self, issues: Numbers, leads: Numbers, root: Array, calendar: tuple[Array, Array] | None = None
+        self, issues: Numbers, leads: Numbers, root: Array, calendar: tuple[Array, Array] | None = None, offset: int = 0
     ) -> tuple[Array, Array]:
-        """Features (n × leads × f) and the base (n × leads) that the regressions correct."""
+        """Features (n × leads × f) and the base (n × leads) that the regressions correct; ``root`` begins at hour ``offset``."""
+        all_hours, all_weekdays = self._hour.data[offset:], self._weekday.data[offset:]
+        issues = issues - offset
         n, m = len(issues), len(leads)
         shift = HOURS * (leads // HOURS)
         at = issues[:, None] + leads - shift
@@ -241,13 +268,13 @@ class HourlyForecaster:
         past = np.stack([root[at - HOURS * (day + 1)] for day in range(28)])
         if calendar is None:
             target = issues[:, None] + leads
-            hour, weekday = self._hour.data[target].astype(float), self._weekday.data[target].astype(float)
+            hour, weekday = all_hours[target].astype(float), all_weekdays[target].astype(float)
         else:
             hour, weekday = calendar
         weekend = weekday >= 5
         fading = 0.5 ** (np.arange(21) / 4)
         base = np.tensordot(fading / fading.sum(), past[:21], 1)
-        alike = np.stack([self._weekday.data[at - HOURS * (day + 1)] >= 5 for day in range(21)]) == weekend * np.ones(
+        alike = np.stack([all_weekdays[at - HOURS * (day + 1)] >= 5 for day in range(21)]) == weekend * np.ones(
             (n, m), dtype=bool
         )
         kind = alike * (0.5 ** (np.arange(21) / 7))[:, None, None]
@@ -262,7 +289,7 @@ class HourlyForecaster:
             [np.zeros(168), np.mean([root[168 - 24 * d : len(root) - 24 * d] for d in range(1, 8)], 0)]
         )
         missed = np.concatenate([[0.0], np.cumsum(np.where(np.arange(len(root)) >= 168, root - usual, 0.0))])
-        temperature = self._weather.filled[: len(root), 0]
+        temperature = self._weather.filled[offset : offset + len(root), 0]
         warm = np.concatenate([[0.0], np.cumsum(temperature)])
         single = [(missed[issues] - missed[issues - back]) / back for back in (1, 2, 3, 6, 12, 24, 48, 72)]
         single += [root[issues - 1], root[issues - 2], root[issues - 3]]
@@ -289,9 +316,14 @@ class HourlyForecaster:
     def _pv_features(self, issues: Numbers, leads: Numbers, hours: Numbers) -> tuple[Array, Array, Array]:
         """Features (n × leads × f), base and clear sky (n × leads), kWh."""
         m = len(leads)
-        pv, night = self._pv.filled.data, self._night()
-        at = issues[:, None] + leads - HOURS * (leads // HOURS)
+        offset = max(0, int(issues.min()) - _WINDOW_H)
         clear = self._clear[issues // HOURS][np.arange(len(issues))[:, None], hours]
+        days = np.arange(offset, int(issues.max())) // HOURS
+        issues = issues - offset
+        count = int(issues.max())
+        passed = self._hour.data[offset : offset + count]
+        pv, night = self._pv.filled.data[offset : offset + count], self._night()
+        at = issues[:, None] + leads - HOURS * (leads // HOURS)
         light = clear > night
         safe = np.maximum(clear, night)
         past = np.stack([pv[at - HOURS * (day + 1)] for day in range(21)])
@@ -299,9 +331,8 @@ class HourlyForecaster:
         fading = 0.5 ** (np.arange(21) / 4)
         fading /= fading.sum()
         base = np.tensordot(fading, past, 1)
-        count = int(issues.max())
-        sky = self._clear[np.arange(count) // HOURS, self._hour.data[:count]]
-        got = np.concatenate([[0.0], np.cumsum(np.where(sky > night, pv[:count], 0.0))])
+        sky = self._clear[days, passed]
+        got = np.concatenate([[0.0], np.cumsum(np.where(sky > night, pv, 0.0))])
         could = np.concatenate([[0.0], np.cumsum(np.where(sky > night, sky, 0.0))])
         little = night
 
@@ -312,13 +343,13 @@ class HourlyForecaster:
             return result
 
         recent = [clearness(0, back) for back in (1, 2, 3, 6, 12, 24, 48, 72, 168)] + [clearness(24, 48)]
-        weather = self._weather.filled
+        weather = self._weather.filled[offset : offset + count]
         temperature, humidity, diffuse, direct = (weather[:, column] for column in range(4))
-        sums = np.concatenate([np.zeros((1, 4)), np.cumsum(weather[:count], axis=0)])
+        sums = np.concatenate([np.zeros((1, 4)), np.cumsum(weather, axis=0)])
         single = [*recent, humidity[issues - 1] / 100, humidity[issues - 24] / 100, temperature[issues - 1] / 20]
         single += [diffuse[issues - 1] / 300, direct[issues - 1] / 500, (sums[issues, 1] - sums[issues - 24, 1]) / 2400]
         single += [(sums[issues, 3] - sums[issues - back, 3]) / back / 200 for back in (24, 72)]
-        same_day = (leads < HOURS - self._hour.data[issues - 1][:, None] - 1).astype(float)
+        same_day = (leads < HOURS - passed[issues - 1][:, None] - 1).astype(float)
         columns = [
             *share[:7],
             share.mean(axis=0),
@@ -383,19 +414,57 @@ class HourlyForecaster:
             reasons = tuple(dict.fromkeys(reason for column in columns for reason in column.reasons(now)))
             scale = self._scale(name, now)
             self._note_spread(name, now, table)
-            wider = scale * (1.0 + max(column.missing_share(now) for column in columns))
-            middle = table[:, self._middle][:, None]
-            table = np.sort(middle + (table - middle) * wider, axis=1)
+            table = self._mixed(name, now, _spread(table, self._middle, scale))
+            table = _spread(table, self._middle, 1.0 + max(column.missing_share(now) for column in columns))
             result[name] = Quantiles(values=table if name == "net" else np.maximum(table, 0.0), reasons=reasons)
         return result
 
+    def _mixed(self, name: str, now: int, learned: Array) -> Array:
+        """The learned quantiles and the seasonal ones in the shares that recent skill gives them."""
+        record, start = self._records[name], max(0, now - WARM_UP_DAYS * HOURS)
+        load, pv = self._load.raw.data[start:now], self._pv.raw.data[start:now]
+        history = load if name == "load" else pv if name == "pv" else load - pv
+        seasonal = self._seasonal.predict(history, start % HOURS, self.leads, HOURS, signed=name == "net")
+        if np.isnan(seasonal).any():
+            return learned
+        if now - record.shared_at >= HOURS:
+            record.share, record.shared_at = self._best_share(name, now), now
+        targets, rows = now + self._recorded, np.arange(len(self._recorded))
+        for member, table in enumerate((learned, seasonal)):
+            for place, column in enumerate((self._low, self._middle, self._high)):
+                record.members[member, place, rows, targets] = table[self._recorded, column]
+        return (1 - record.share) * learned + record.share * seasonal
+
+    def _best_share(self, name: str, now: int) -> float:
+        """The share of the seasonal quantiles with the smallest pinball loss of the last weeks, the nearer ones weighing more."""
+        record, start = self._records[name], max(0, now - _COVERAGE_DAYS * HOURS)
+        happened = self._happened(name, start, now)
+        members = record.members[..., start:now]
+        usable = np.isfinite(members).all(axis=(0, 1)) & np.isfinite(happened)
+        if usable.sum() < 200:
+            return _FIRST_SHARE
+        ages = (now - np.arange(start, now)) / HOURS
+        weights = np.where(usable, 0.5 ** (ages / 14), 0.0)
+        levels = np.array([self.levels[at] for at in (self._low, self._middle, self._high)])[:, None, None]
+        losses = []
+        for share in _SHARES:
+            off = happened - ((1 - share) * members[0] + share * members[1])
+            loss = np.maximum(levels * off, (levels - 1) * off).mean(axis=0)
+            losses.append(float(np.sum(np.where(usable, loss, 0.0) * weights)))
+        return _SHARES[int(np.argmin(losses))]
+
+    def shares(self) -> dict[str, float]:
+        """Share of the seasonal quantiles in the mix, by quantity."""
+        return {name: record.share for name, record in self._records.items()}
+
     def _load_point(self, now: int, hours: Numbers, weekdays: Numbers) -> Array:
-        root = np.sqrt(np.maximum(self._load.filled.data[:now], 0.0))
+        offset = max(0, now - _WINDOW_H)
+        root = np.sqrt(np.maximum(self._load.filled.data[offset:now], 0.0))
         issue, result = np.array([now]), np.zeros(self.leads)
         for (low, high), banks in zip(self._groups(_GROUPS), self._banks, strict=True):
             leads = np.arange(low, high)
             calendar = (hours[None, low:high].astype(float), weekdays[None, low:high].astype(float))
-            features, base = self._load_features(issue, leads, root, calendar)
+            features, base = self._load_features(issue, leads, root, calendar, offset)
             smooth = banks[0].predict(features[0], hours[low:high])
             own = [
                 bank.predict(features[0, i : i + 1], hours[low + i : low + i + 1])[0]
@@ -457,6 +526,11 @@ class HourlyForecaster:
             return result
         return pv if name == "pv" else load - pv
 
+    def _happened(self, name: str, start: int, end: int) -> Array:
+        """What happened, kWh."""
+        actual = self._actual(name, start, end)
+        return actual**2 if name == "load" else actual
+
     def _note(self, name: str, now: int, point: Array, scale: Array) -> None:
         record, targets = self._records[name], now + self._recorded
         rows = np.arange(len(self._recorded))
@@ -471,9 +545,7 @@ class HourlyForecaster:
     def _scale(self, name: str, now: int) -> float:
         """How much the spread has to grow for 80 % of the last weeks to be inside (split conformal on the normalised error)."""
         record, start = self._records[name], max(0, now - _COVERAGE_DAYS * HOURS)
-        happened = self._actual(name, start, now)
-        if name == "load":
-            happened = happened**2
+        happened = self._happened(name, start, now)
         low, middle, high = record.low[:, start:now], record.middle[:, start:now], record.high[:, start:now]
         above, below = (
             (happened - middle) / np.maximum(high - middle, 1e-9),
@@ -484,6 +556,12 @@ class HourlyForecaster:
         if usable.sum() < 200:
             return 1.0
         return float(np.clip(np.quantile(scores[usable], 0.8), *_SCALE_LIMITS))
+
+
+def _spread(table: Array, middle: int, factor: float) -> Array:
+    """Quantiles (leads × levels) pulled away from their median."""
+    centre = table[:, middle][:, None]
+    return np.sort(centre + (table - centre) * factor, axis=1)
 
 
 def _nearest(levels: Sequence[float], wanted: float) -> int:
@@ -555,6 +633,12 @@ class _Column:
         for value in values:
             self.raw.append(float(value))
             self.filled.append(float(value))
+
+    def amend(self, at: int, value: float) -> None:
+        """A late value, only where there is a gap and if it can be true."""
+        if 0 <= at < len(self.raw) and self._why.get(at) == "gap" and 0 <= value <= self._limit:
+            self.raw.data[at] = self.filled.data[at] = value
+            del self._why[at]
 
     def check(self, at: int, *, frozen: bool) -> None:
         """Drop what cannot be true and put a substitute, seen from the hour itself and what was before."""
