@@ -24,6 +24,7 @@ from wattmesh_cloud.forecasting.regression import (
     HOURS,
     Array,
     Bank,
+    Narrow,
     Numbers,
     Similar,
     fit_bank,
@@ -257,7 +258,7 @@ class HourlyForecaster:
 
     def _load_features(
         self, issues: Numbers, leads: Numbers, root: Array, calendar: tuple[Array, Array] | None = None, offset: int = 0
-    ) -> tuple[Array, Array]:
+    ) -> tuple[Narrow, Array]:
         """Features (n × leads × f) and the base (n × leads) that the regressions correct; ``root`` begins at hour ``offset``."""
         all_hours, all_weekdays = self._hour.data[offset:], self._weekday.data[offset:]
         issues = issues - offset
@@ -311,9 +312,9 @@ class HourlyForecaster:
         ]
         turn = hour * (2 * np.pi / HOURS) * np.ones((n, m))
         columns += [np.sin(turn), np.cos(turn), np.sin(2 * turn), np.cos(2 * turn)]
-        return np.stack(columns, axis=-1), base
+        return np.stack(columns, axis=-1, dtype=np.float32, casting="same_kind"), base
 
-    def _pv_features(self, issues: Numbers, leads: Numbers, hours: Numbers) -> tuple[Array, Array, Array]:
+    def _pv_features(self, issues: Numbers, leads: Numbers, hours: Numbers) -> tuple[Narrow, Array, Array]:
         """Features (n × leads × f), base and clear sky (n × leads), kWh."""
         m = len(leads)
         offset = max(0, int(issues.min()) - _WINDOW_H)
@@ -360,7 +361,7 @@ class HourlyForecaster:
         columns += [share.max(axis=0), share.min(axis=0), np.tensordot(fading, share, 1)]
         columns += [np.repeat(one[:, None], m, axis=1) for one in single]
         columns += [same_day * recent[0][:, None], same_day * recent[2][:, None]]
-        return np.stack(columns, axis=-1), base, clear
+        return np.stack(columns, axis=-1, dtype=np.float32, casting="same_kind"), base, clear
 
     def _night(self) -> float:
         """Clear-sky energy of an hour below which it is night; of the clear days known when the last fit was made."""

@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
+Narrow = npt.NDArray[np.float32]
+"""Features: half the memory."""
 Numbers = npt.NDArray[np.int64]
 HOURS = 24
 _CLIP = 4.0
@@ -30,7 +32,7 @@ class Bank:
     coefficients: Array
     """24 × (features + 1); the last column is the constant."""
 
-    def predict(self, features: Array, hours: Numbers) -> Array:
+    def predict(self, features: Array | Narrow, hours: Numbers) -> Array:
         """Values for rows of features (n × f) at hours of the day (n)."""
         scaled = np.clip(np.nan_to_num((features - self.mean) / self.spread), -_CLIP, _CLIP)
         chosen = self.coefficients[hours]
@@ -39,7 +41,13 @@ class Bank:
 
 
 def fit_bank(
-    features: Array, target: Array, weights: Array, hours: Numbers, *, bandwidth_h: float | None, penalty: float
+    features: Array | Narrow,
+    target: Array,
+    weights: Array,
+    hours: Numbers,
+    *,
+    bandwidth_h: float | None,
+    penalty: float,
 ) -> Bank:
     """Solve for one regression an hour of the day.
 
@@ -58,17 +66,18 @@ def fit_bank(
         return Bank(mean=np.zeros(count - 1), spread=np.ones(count - 1), coefficients=np.zeros((HOURS, count)))
     known = np.isfinite(features)
     sums = np.maximum(known.sum(axis=0), 1)
-    filled = np.where(known, features, 0.0)
-    mean = filled.sum(axis=0) / sums
-    spread = np.sqrt(np.where(known, (filled - mean) ** 2, 0.0).sum(axis=0) / sums) + 1e-6
-    scaled = np.empty((len(features), count))
-    scaled[:, :-1] = np.where(known, (filled - mean) / spread, 0.0)
+    mean = np.where(known, features, np.float32(0)).sum(axis=0, dtype=np.float64) / sums
+    off = np.where(known, features - mean.astype(np.float32), np.float32(0))
+    spread = np.sqrt((off * off).sum(axis=0, dtype=np.float64) / sums) + 1e-6
+    scaled = np.empty((len(features), count), dtype=np.float32)
+    scaled[:, :-1] = off / spread.astype(np.float32)
     scaled[:, -1] = 1.0
     products, sides = np.zeros((HOURS, count, count)), np.zeros((HOURS, count))
     for hour in range(HOURS):
         rows = hours == hour
-        weighted = scaled[rows] * weights[rows, None]
-        products[hour] = scaled[rows].T @ weighted
+        own = scaled[rows].astype(np.float64)
+        weighted = own * weights[rows, None]
+        products[hour] = own.T @ weighted
         sides[hour] = weighted.T @ target[rows]
     coefficients = np.zeros((HOURS, count))
     every = np.arange(HOURS)
