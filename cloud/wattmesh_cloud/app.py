@@ -70,7 +70,14 @@ class Cloud:
         self.ingest = Ingest(self.store, messenger, clock, org)
         self.market = MarketService(model.market, self.store, messenger, clock, state, org)
         self.forecasting = ForecastingService(
-            model.forecasting, self.store, messenger, clock, state, org, history=config.history
+            model.forecasting,
+            self.store,
+            messenger,
+            clock,
+            state,
+            org,
+            history=config.history,
+            zone=model.market.tariff.tariff(model.market.time_zone).zone(),
         )
         self.grid = GridService(
             model.grid,
