@@ -32,6 +32,11 @@ def message_to_json(message: Message) -> Any:
     return _adapter(type_name(message)).dump_python(message, mode="json")
 
 
+def message_to_bytes(message: Message) -> bytes:
+    """A message as JSON text."""
+    return _adapter(type_name(message)).dump_json(message)
+
+
 def record_line(message: Message) -> bytes:
     """A message as one line of a record batch: ``{"type": …, "data": …}``."""
     return json.dumps({"type": type_name(message), "data": message_to_json(message)}, separators=(",", ":")).encode()

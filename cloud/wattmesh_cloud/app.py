@@ -161,6 +161,7 @@ class Cloud:
         await self.ingest.stop()
         self._write_report()
         await self.messenger.stop()
+        self.market.close()
         self.store.close()
 
     def _http_server(self) -> uvicorn.Server:

@@ -138,7 +138,9 @@ def test_due_at_gate_closure_and_cleared_once(engine, order):
     first = engine.clear(T)
     balances = dict(engine.ledger.balances)
     assert engine.clear(T) == first
-    assert dict(engine.ledger.balances) == balances == {"ann": -400 * 2000, "bob": 400 * 2000}
+    assert dict(engine.ledger.balances) == balances == {"ann": -400 * 3000, "bob": 400 * 3000}, (
+        "600 Wh were wanted in vain: nobody who bid more than the price may go short"
+    )
     assert [(one.participant_id, one.net_wh) for one in first] == [("ann", 400), ("bob", -400)]
     assert engine.due(T) == []
 
@@ -149,7 +151,7 @@ def test_settlement_is_the_residual_at_the_retail_price_and_happens_once(engine,
     engine.clear(T)
     settlement = engine.settle(T, "ann", 1000, substituted=False)
     assert (settlement.committed_wh, settlement.residual_units) == (400, 600 * 3000)
-    assert settlement.trade_units == 400 * 2000
+    assert settlement.trade_units == 400 * 3000
     assert engine.settle(T, "ann", 5000, substituted=False) is None
     assert engine.settle(T, "ann", 5000, substituted=True) is None
     assert engine.ledger.balances[RETAILER] == 600 * 3000

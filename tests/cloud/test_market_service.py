@@ -30,6 +30,8 @@ class Area:
         self.service = self.started()
 
     def started(self):
+        if hasattr(self, "service"):
+            self.service.close()  # as the end of its process would
         service = MarketService(self.make_config(), self.store, self.messenger, self.clock, self.folder, "demo")
         service.register()
         return service
@@ -227,7 +229,7 @@ async def test_a_clean_stop_settles_what_is_over_and_not_what_is_under_way(area,
     area.meter(make_interval, "ann", slot_ns, complete=False)
     area.meter(make_interval, "ann", slot_ns + SLOT)
     await area.service.finish()
-    assert area.settled() == {"ann": [(500, True)], "bob": [(0, True)], "cem": [(0, True)]}
+    assert area.settled() == {"ann": [(0, True)], "bob": [(0, True)], "cem": [(0, True)]}, "half a reading is none"
 
 
 async def test_orders_at_the_same_time_are_replayed_in_the_order_of_their_answers(area, slot_ns):
@@ -236,4 +238,5 @@ async def test_orders_at_the_same_time_are_replayed_in_the_order_of_their_answer
             await area.order(who, side, 100 + number, 2000, slot_ns)
 
     await asyncio.gather(many("ann", "buy"), many("bob", "sell"), many("cem", "buy"))
-    assert area.started().engine.state_hash() == area.service.engine.state_hash()
+    wanted = area.service.engine.state_hash()
+    assert area.started().engine.state_hash() == wanted

@@ -80,13 +80,14 @@ class Book:
             ValueError: As :meth:`place`.
         """
 
-    def uncross(self) -> tuple[int, int] | None:
+    def uncross(self, *, pay_as_bid: bool = False) -> tuple[int, int] | None:
         """Clear the collected orders at one price; (price, volume), or none when the book does not cross.
 
         The price is the middle, rounded down, of all prices at which every better-priced order of both sides trades in full.
         Those are just the prices that trade the most and leave nobody with a better price behind. The orders of the last price
         share in proportion to their open quantity; odd watt-hours go to the largest remainders, then to the earlier order.
-        Trades are appended to :meth:`fills` as (seller, buyer, price, quantity); what did not trade stays.
+        Trades are appended to :meth:`fills` as (seller, buyer, price, quantity); what did not trade stays. With ``pay_as_bid``
+        each trade has its buyer's limit for a price.
         """
 
     def fills(self, first: int = 0) -> list[tuple[int, int, int, int]]:

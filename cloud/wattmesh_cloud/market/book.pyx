@@ -409,7 +409,7 @@ cdef class Book:
 
     # -- the call auction
 
-    def uncross(self):
+    def uncross(self, *, bint pay_as_bid=False):
         """See book.pyi."""
         cdef int64_t bid = self.sides[C_BUY].best, ask = self.sides[C_SELL].best
         cdef int64_t bid_left, ask_left, volume = 0, quantity, last_bid = -1, last_ask = -1, low, high
@@ -434,10 +434,10 @@ cdef class Book:
         low = max(last_ask, bid) if bid >= 0 else last_ask
         high = min(last_bid, ask) if ask >= 0 else last_bid
         price = (low + high + 2 * self.min_price) >> 1
-        self._settle(volume, price)
+        self._settle(volume, price, pay_as_bid)
         return price, volume
 
-    cdef int _settle(self, int64_t volume, int64_t price) except -1:
+    cdef int _settle(self, int64_t volume, int64_t price, bint pay_as_bid) except -1:
         """Share the volume on both sides, pair the shares in priority and take what traded out of the queues."""
         cdef Share* bought = NULL
         cdef Share* sold = NULL
@@ -447,6 +447,8 @@ cdef class Book:
             sold = self._shares(C_SELL, volume, &sellers)
             while i < buyers and j < sellers:
                 quantity = min(bought[i].quantity, sold[j].quantity)
+                if pay_as_bid:
+                    price = self.nodes[bought[i].number].price
                 self._record(sold[j].number, bought[i].number, price, quantity)
                 self._reduce(bought[i].number, quantity)
                 self._reduce(sold[j].number, quantity)
