@@ -340,8 +340,6 @@ class MarketEngine:
         trades = self._book_trades(slot, before, now_ns) if book.fill_count > before else ()
         for number, _ in withdrawn:
             self._release(slot, slot.live[number], OrderStatus.CANCELLED)
-        if entry.filled_wh:
-            entry.status = OrderStatus.PARTIALLY_FILLED
         if not rested and entry.open_wh:
             self._release(slot, entry, OrderStatus.CANCELLED)
         return entry.result(trades, "it met an order of its own participant" if met_itself else "")
@@ -618,7 +616,7 @@ class MarketEngine:
             "slots": [slot.dump() for slot in self.slots.values()],
             "open": list(self.open),
             "rejects": dict(self.rejects),
-            "halts": self.halts,
+            "halts": dict(self.halts),
             "owners": list(self._owners),
             "expiries": sorted(self._expiries),
             "flexibility": sorted(self._flexibility),

@@ -112,6 +112,15 @@ class Journal:
                 if number >= after:
                     yield json.loads(body)
 
+    def chain_at(self, count: int) -> str | None:
+        """The chain, in hex, behind the block that ends with the ``count``-th entry; none when no block ends there."""
+        if count == 0:
+            return START.hex()
+        for block in _blocks(self._path, self._path.read_bytes(), 0, 0, START):
+            if block.first + len(block.bodies) == count:
+                return block.chain.hex()
+        return None
+
     def append_now(self, entry: dict[str, Any]) -> None:
         """Write one entry and return when it is durable; blocks."""
         self._commit([_body(entry)])

@@ -177,7 +177,7 @@ class Slot:
             "told": self.told,
             "offered": self.offered,
             "settlements": [_row(one) for one in self.settlements.values()],
-            "flexibility": self.flexibility,
+            "flexibility": dict(self.flexibility),
             "prices": None if self.prices is None else _row(self.prices),
         }
 

@@ -19,7 +19,7 @@ from wattmesh_a2a.messages import Commitment, Message, OrderAmend, OrderBatch, O
 
 from wattmesh_cloud.market.config import MarketConfig
 from wattmesh_cloud.market.engine import OPERATOR, MarketEngine
-from wattmesh_cloud.market.journal import Follower, sync_folder
+from wattmesh_cloud.market.journal import Follower, Journal, sync_folder
 from wattmesh_cloud.market.risk import SiteState
 
 log = logging.getLogger(__name__)
@@ -176,6 +176,30 @@ def read_snapshot(path: Path) -> dict[str, Any] | None:
         return None
     found: dict[str, Any] = json.loads(body)
     return found
+
+
+def recovered(config: MarketConfig, journal: Journal, snapshot: Path) -> Replica:
+    """The market that a journal describes, from its last good snapshot on, from its first entry where there is none.
+
+    Args:
+        config: Rules until the journal names others.
+        journal: Read and checked in full, whatever the snapshot says.
+        snapshot: A file of :func:`write_snapshot`.
+    """
+    replica = Replica(config)
+    saved = read_snapshot(snapshot)
+    if saved is not None and (saved["count"] > journal.count or saved["chain"] != journal.chain_at(saved["count"])):
+        log.warning("%s does not belong to %s and is not used", snapshot, journal.path)
+        saved = None
+    if saved is not None:
+        try:
+            replica.restore(saved)
+        except (KeyError, TypeError, ValueError) as error:
+            log.warning("%s: not understood (%r); the whole journal is replayed", snapshot, error)
+            replica = Replica(config)
+    for entry in journal.entries(replica.count):
+        replica.apply(entry)
+    return replica
 
 
 class Standby:

@@ -202,11 +202,11 @@ class Risk:
         """Plain values for snapshot and state hash."""
         return {
             "exposure": {name: units for name, units in sorted(self.exposure.items()) if units},
-            "suspended": self.suspended,
+            "suspended": dict(self.suspended),
             "sites": {
                 name: [one.time_ns, one.output_w, one.generation_w, one.stored_wh] for name, one in self.sites.items()
             },
-            "busy_until": self._busy_until,
+            "busy_until": dict(self._busy_until),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:

@@ -39,7 +39,7 @@ from wattmesh_cloud.market.config import MarketConfig
 from wattmesh_cloud.market.engine import MarketEngine
 from wattmesh_cloud.market.journal import Journal
 from wattmesh_cloud.market.marketdata import market_data
-from wattmesh_cloud.market.replica import Replica, read_snapshot, write_snapshot
+from wattmesh_cloud.market.replica import recovered, write_snapshot
 from wattmesh_cloud.market.risk import SiteState
 from wattmesh_cloud.market.rows import clearing_rows, figures, settlement_rows
 from wattmesh_cloud.store.base import JsonValue, Store, Table
@@ -90,7 +90,7 @@ class MarketService:
         self._executed: list[tuple[str, Trade]] = []
         self._journal = Journal(state / f"market-{config.area}.journal")
         self._snapshot = state / f"market-{config.area}.snapshot"
-        self._replica = self._replayed()
+        self._replica = recovered(config, self._journal, self._snapshot)
         self._snapshot_due = self._replica.count + _SNAPSHOT_ENTRIES
         # The rules are in the journal, too: a changed file holds from here on and rewrites nothing.
         own = config.model_dump(mode="json", by_alias=True)
@@ -100,24 +100,6 @@ class MarketService:
             self._replica.apply(entry)
         self.engine.on_trade = lambda trade, maker, _: self._executed.append((maker, trade))
         self._unsettled = {slot.start_ns for slot in self.engine.slots.values() if self._to_settle(slot.start_ns)}
-
-    def _replayed(self) -> Replica:
-        """The market that the journal describes, from its last good snapshot on."""
-        replica = Replica(self.config)
-        saved = read_snapshot(self._snapshot)
-        if saved is not None and saved["count"] <= self._journal.count:
-            try:
-                replica.restore(saved)
-            except (KeyError, TypeError, ValueError) as error:
-                log.warning(
-                    "%s: a snapshot that is not understood (%s); the whole journal is replayed", self._snapshot, error
-                )
-                replica = Replica(self.config)
-        elif saved is not None:
-            log.warning("%s is ahead of its journal and not used", self._snapshot)
-        for entry in self._journal.entries(replica.count):
-            replica.apply(entry)
-        return replica
 
     @property
     def engine(self) -> MarketEngine:
