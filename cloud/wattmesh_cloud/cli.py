@@ -1,4 +1,4 @@
-"""``wattmesh cloud``."""
+"""``wattmesh cloud``, ``wattmesh settle``, ``wattmesh market``."""
 
 from __future__ import annotations
 
@@ -41,3 +41,62 @@ async def _run(file: Path, time_server: str | None, ready: Path | None) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with open_clock("cloud", time_server) as clock:
         await Cloud(load_cloud(file), clock).run(stop, ready)
+
+
+def settle(argv: list[str]) -> int:
+    """``wattmesh settle verify|statement``."""
+    parser = argparse.ArgumentParser(prog="wattmesh settle")
+    actions = parser.add_subparsers(dest="action", required=True)
+    verify = actions.add_parser("verify", help="check a statement, or a whole market, from raw data")
+    verify.add_argument("file", type=Path, help="a statement's CSV, or a market's journal")
+    verify.add_argument("--readings", type=Path, help="your own meter: CSV of slot_start_ns, import_wh, export_wh")
+    verify.add_argument("--journal", type=Path, help="the market's journal: the statement's raw rows are checked, too")
+    write = actions.add_parser("statement", help="write a participant's statement from a journal")
+    write.add_argument("journal", type=Path)
+    write.add_argument("participant")
+    write.add_argument("--from-ns", type=int, default=0, help="first delivery, UTC nanoseconds")
+    write.add_argument("--to-ns", type=int, default=2**62, help="deliveries before this")
+    write.add_argument("--csv", type=Path, help="the file to check; printed when left out")
+    write.add_argument("--html", type=Path, help="a page for people")
+    arguments = parser.parse_args(argv)
+    return _statement(arguments) if arguments.action == "statement" else _verify(arguments)
+
+
+def _statement(arguments: argparse.Namespace) -> int:
+    from wattmesh_cloud.market.statement import replayed, statement_rows, to_csv, to_html
+
+    engine = replayed(arguments.journal).engine
+    rows = statement_rows(engine, arguments.participant, arguments.from_ns, arguments.to_ns)
+    if arguments.csv:
+        arguments.csv.write_text(to_csv(rows), encoding="utf-8")
+    if arguments.html:
+        title = f"Statement of {arguments.participant}, market area {engine.config.area}"
+        arguments.html.write_text(to_html(rows, title=title, currency=engine.config.currency), encoding="utf-8")
+    if not arguments.csv and not arguments.html:
+        print(to_csv(rows), end="")
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from wattmesh_cloud.market.statement import audit, check, read_csv, read_readings, replayed, statement_rows
+
+    if arguments.file.suffix == ".journal":
+        replica = replayed(arguments.file)
+        wrong = audit(replica.engine)
+        ledger = replica.engine.ledger
+        print(
+            f"{replica.count} entries, {ledger.count} bookings, ledger sums to {ledger.total()}, digest {ledger.digest}"
+        )
+        print(f"state {replica.state_hash()}")
+    else:
+        rows = read_csv(arguments.file)
+        wrong = check(rows, read_readings(arguments.readings) if arguments.readings else None)
+        if arguments.journal and rows:
+            slots = [row["slot_start_ns"] for row in rows if "slot_start_ns" in row]
+            engine = replayed(arguments.journal).engine
+            if slots and rows != statement_rows(engine, rows[-1]["id"], min(slots), max(slots) + 1):
+                wrong.append("the journal gives another statement")
+    for text in wrong:
+        print(text)
+    print("wrong" if wrong else "right: every amount follows from the raw data")
+    return 1 if wrong else 0

@@ -45,6 +45,10 @@ class MarketConfig(StrictModel):
         default=None, gt=0, description="currency per kWh within halt_window_s: halts a product"
     )
     halt_window_s: int = Field(default=300, gt=0)
+    halt_in_grid_emergency: bool = Field(
+        default=False, description="take no orders while the grid agent sees an emergency"
+    )
+    halt_without_forecast_s: int | None = Field(default=None, gt=0, description="halt when no forecast is this young")
     halt_s: int = Field(default=120, gt=0)
     tariff: TariffModel
     participants: tuple[ParticipantModel, ...] = Field(min_length=1)

@@ -91,7 +91,7 @@ class Journal:
 
     def _check(self) -> None:
         content = self._path.read_bytes()
-        for block in _blocks(self._path, content, 0, 0, START):
+        for block in read_blocks(self._path, content, 0, 0, START):
             self._size, self.chain = block.end, block.chain
             self.count = block.first + len(block.bodies)
         self.torn = len(content) - self._size
@@ -107,7 +107,7 @@ class Journal:
 
     def entries(self, after: int = 0) -> Iterator[dict[str, Any]]:
         """All entries from number ``after`` on."""
-        for block in _blocks(self._path, self._path.read_bytes(), 0, 0, START):
+        for block in read_blocks(self._path, self._path.read_bytes(), 0, 0, START):
             for number, body in enumerate(block.bodies, block.first):
                 if number >= after:
                     yield json.loads(body)
@@ -116,7 +116,7 @@ class Journal:
         """The chain, in hex, behind the block that ends with the ``count``-th entry; none when no block ends there."""
         if count == 0:
             return START.hex()
-        for block in _blocks(self._path, self._path.read_bytes(), 0, 0, START):
+        for block in read_blocks(self._path, self._path.read_bytes(), 0, 0, START):
             if block.first + len(block.bodies) == count:
                 return block.chain.hex()
         return None
@@ -229,7 +229,7 @@ class Follower:
             content = file.read()
         found: list[dict[str, Any]] = []
         start = self._at
-        for block in _blocks(self._path, content, start, self.count, self.chain):
+        for block in read_blocks(self._path, content, start, self.count, self.chain):
             found += [json.loads(body) for body in block.bodies]
             self._at, self.chain = block.end, block.chain
             self.count = block.first + len(block.bodies)
@@ -260,7 +260,7 @@ def _framed(bodies: Sequence[bytes], first: int, chain: bytes) -> tuple[bytes, b
     return _HEAD.pack(_MAGIC, len(body), crc, first, len(bodies), chain) + body, chain
 
 
-def _blocks(path: Path, content: bytes, start: int, count: int, chain: bytes) -> Iterator[Block]:
+def read_blocks(path: Path, content: bytes, start: int, count: int, chain: bytes) -> Iterator[Block]:
     """The whole blocks of ``content``, which begins at byte ``start`` of the file.
 
     Raises:
