@@ -26,6 +26,9 @@ from wattmesh_cloud.market.risk import Refusal, Risk, SiteState
 from wattmesh_cloud.market.settlement import settlement_of, substitute_wh
 
 NS = 1_000_000_000
+_BUY, _SELL = Side.BUY, Side.SELL  # a look at an enumeration's class costs more than its comparison
+_LIMIT, _MARKET = OrderKind.LIMIT, OrderKind.MARKET
+_FILLED, _PARTIALLY = OrderStatus.FILLED, OrderStatus.PARTIALLY_FILLED
 OPERATOR = "operator"
 
 _SELF_TRADE = {
@@ -94,7 +97,7 @@ class MarketEngine:
     @property
     def halted(self) -> str | None:
         """Why the market takes no orders; none when it does."""
-        return "; ".join(self.halts.values()) or None
+        return "; ".join(self.halts.values()) if self.halts else None
 
     # -- orders
 
@@ -115,8 +118,8 @@ class MarketEngine:
         refusal = self.risk.refusal(participant, order, now_ns, halted=self.halted) or self._halt_of(slot, now_ns)
         if refusal is None:
             limit = self._limit(order)
-            worst = order.quantity_wh * max(0, limit if order.side is Side.BUY else -limit)
-            buy, sell = (order.quantity_wh, 0) if order.side is Side.BUY else (0, order.quantity_wh)
+            worst = order.quantity_wh * max(0, limit if order.side is _BUY else -limit)
+            buy, sell = (order.quantity_wh, 0) if order.side is _BUY else (0, order.quantity_wh)
             refusal = self._collecting(slot, participant, order, now_ns) or self.risk.over(
                 participant, slot, order.slot_start_ns, (buy, sell, worst), now_ns, self.open
             )
@@ -168,10 +171,10 @@ class MarketEngine:
             return None
         if order.time_in_force in _RULES:
             return RejectReason.BAD_TIME_IN_FORCE, "orders are only collected now"
-        if order.side is Side.SELL:
+        if order.side is _SELL:
             limit = self._limit(order)
             for other in batch:
-                if other.side is Side.BUY and other.slot_start_ns == slot_ns and self._limit(other) >= limit:
+                if other.side is _BUY and other.slot_start_ns == slot_ns and self._limit(other) >= limit:
                     return RejectReason.SELF_TRADE, f"it would meet {other.client_order_id[:64]}"
         return None
 
@@ -183,16 +186,16 @@ class MarketEngine:
             return None
         if len({order.client_order_id for order in orders}) != len(orders):
             return RejectReason.DUPLICATE_ID, "twice in one batch"
-        buy = sum(order.quantity_wh for order in orders if order.side is Side.BUY)
-        sell = sum(order.quantity_wh for order in orders if order.side is Side.SELL)
+        buy = sum(order.quantity_wh for order in orders if order.side is _BUY)
+        sell = sum(order.quantity_wh for order in orders if order.side is _SELL)
         cost = 0
         for order in orders:
             limit = self._limit(order)
-            cost += order.quantity_wh * max(0, limit if order.side is Side.BUY else -limit)
+            cost += order.quantity_wh * max(0, limit if order.side is _BUY else -limit)
         if slot is not None:
             for entry in slot.own.get(participant, {}).values():
                 cost -= entry.open_wh * entry.cost_ticks
-                if entry.order.side is Side.BUY:
+                if entry.buys:
                     buy -= entry.open_wh
                 else:
                     sell -= entry.open_wh
@@ -228,16 +231,17 @@ class MarketEngine:
         limit = self._limit(wanted)
         if refusal is None:
             more = quantity_wh - entry.filled_wh - entry.open_wh
-            worst = max(0, limit if order.side is Side.BUY else -limit)
+            worst = max(0, limit if order.side is _BUY else -limit)
             cost = (quantity_wh - entry.filled_wh) * worst - entry.open_wh * entry.cost_ticks
-            change = (more, 0, cost) if order.side is Side.BUY else (0, more, cost)
+            change = (more, 0, cost) if order.side is _BUY else (0, more, cost)
             refusal = self._collecting(slot, participant, wanted, now_ns) or self.risk.over(
                 participant, slot, slot_ns, change, now_ns, self.open
             )
         if refusal is not None:
             return self._refused(client_order_id, refusal)
         self._open(slot, entry, -entry.open_wh)
-        entry.order, entry.limit_ticks = wanted, limit
+        entry.order = wanted
+        entry.price_at(limit)
         self._open(slot, entry, quantity_wh - entry.filled_wh)
         assert slot.book is not None
         slot.book.matching = self._continuous(slot_ns, now_ns)
@@ -272,9 +276,9 @@ class MarketEngine:
 
     def _limit(self, order: Order) -> int:
         """Its price in the book: a market order takes any that the band allows."""
-        if order.kind is OrderKind.LIMIT:
+        if order.kind is _LIMIT:
             return order.price_ticks
-        return self.risk.band if order.side is Side.BUY else -self.risk.band
+        return self.risk.band if order.side is _BUY else -self.risk.band
 
     def _continuous(self, slot_ns: int, now_ns: int) -> bool:
         return self.mechanism.continuous(now_ns, slot_ns - self._close_ns)
@@ -293,7 +297,7 @@ class MarketEngine:
         limit = self._limit(order)
         for entry in slot.own.get(participant, {}).values() if slot is not None else ():
             if entry.order.side is not order.side and (
-                entry.limit_ticks >= limit if order.side is Side.SELL else entry.limit_ticks <= limit
+                entry.limit_ticks >= limit if order.side is _SELL else entry.limit_ticks <= limit
             ):
                 return RejectReason.SELF_TRADE, f"it would meet {entry.placed.client_order_id[:64]}"
         return None
@@ -318,10 +322,10 @@ class MarketEngine:
             owner = self._owners[participant] = len(self._owners)
         book.matching = self._continuous(order.slot_start_ns, now_ns)
         rule = _RULES.get(order.time_in_force, kernel.REST)
-        if order.kind is OrderKind.MARKET and book.matching and rule == kernel.REST:
+        if order.kind is _MARKET and book.matching and rule == kernel.REST:
             rule = kernel.IOC
         before, limit = book.fill_count, self._limit(order)
-        number = book.place(owner, 0 if order.side is Side.BUY else 1, limit, order.quantity_wh, rule)
+        number = book.place(owner, 0 if order.side is _BUY else 1, limit, order.quantity_wh, rule)
         entry = Entry(order, order, number, limit)
         slot.entries[participant, order.client_order_id] = entry
         slot.live[number] = entry
@@ -351,7 +355,7 @@ class MarketEngine:
         position = slot.positions.get(name)
         if position is None:
             position = slot.positions[name] = Position()
-        if entry.order.side is Side.BUY:
+        if entry.buys:
             position.open_buy += change_wh
         else:
             position.open_sell += change_wh
@@ -377,7 +381,7 @@ class MarketEngine:
         head = f"{self.config.area}-{slot.start_ns // NS}-"
         for maker_number, taker_number, price, quantity in slot.book.fills(before):
             maker, taker = slot.live[maker_number], slot.live[taker_number]
-            buy, sell = (taker, maker) if taker.order.side is Side.BUY else (maker, taker)
+            buy, sell = (taker, maker) if taker.buys else (maker, taker)
             trade = Trade(
                 id=f"{head}{len(slot.trades) + 1}",
                 area_id=self.config.area,
@@ -393,13 +397,13 @@ class MarketEngine:
                 self._open(slot, entry, -quantity)
                 entry.filled_wh += quantity
                 if entry.open_wh == 0:
-                    self._release(slot, entry, OrderStatus.FILLED)
+                    self._release(slot, entry, _FILLED)
                 else:
-                    entry.status = OrderStatus.PARTIALLY_FILLED
+                    entry.status = _PARTIALLY
             slot.positions[trade.buyer_id].bought += quantity
             slot.positions[trade.seller_id].sold += quantity
-            top = price if buy.order.kind is OrderKind.MARKET else buy.limit_ticks
-            bottom = price if sell.order.kind is OrderKind.MARKET else sell.limit_ticks
+            top = price if buy.order.kind is _MARKET else buy.limit_ticks
+            bottom = price if sell.order.kind is _MARKET else sell.limit_ticks
             slot.welfare_units += quantity * (top - bottom)
             slot.trade(trade, now_ns)
             self.trades[trade.id] = trade
@@ -496,8 +500,8 @@ class MarketEngine:
         slot.told = tuple(sorted(people)) if phase is Phase.CLOSED or slot.trades else ()
         slot.offered = (
             len(orders),
-            sum(order.quantity_wh for order in orders if order.side is Side.BUY),
-            sum(order.quantity_wh for order in orders if order.side is Side.SELL),
+            sum(order.quantity_wh for order in orders if order.side is _BUY),
+            sum(order.quantity_wh for order in orders if order.side is _SELL),
         )
         slot.book, slot.phase = None, phase
         slot.close(price)

@@ -14,6 +14,7 @@ from wattmesh_cloud.market.book import Book
 from wattmesh_cloud.market.mechanism import Clearing
 
 CANDLE_NS = 300_000_000_000
+_BUY = Side.BUY
 
 
 class Phase(StrEnum):
@@ -40,10 +41,18 @@ class Entry:
     filled_wh: int = 0
     status: OrderStatus = OrderStatus.ACCEPTED
 
-    @property
-    def cost_ticks(self) -> int:
-        """What a watt-hour of it may cost its owner at worst."""
-        return max(0, self.limit_ticks if self.order.side is Side.BUY else -self.limit_ticks)
+    buys: bool = False
+    cost_ticks: int = 0
+    """What a watt-hour of it may cost its owner at worst."""
+
+    def __post_init__(self) -> None:
+        self.buys = self.order.side is _BUY
+        self.price_at(self.limit_ticks)
+
+    def price_at(self, limit_ticks: int) -> None:
+        """Take another price."""
+        self.limit_ticks = limit_ticks
+        self.cost_ticks = max(0, limit_ticks if self.buys else -limit_ticks)
 
     def result(self, trades: tuple[Trade, ...] = (), detail: str = "") -> OrderResult:
         """Where it stands, as an answer."""
@@ -146,11 +155,15 @@ class Slot:
         self.trades_of.setdefault(trade.seller_id, []).append(trade)
         self.volume_wh += trade.quantity_wh
         self.notional_units += trade.quantity_wh * trade.price_ticks
-        price, start = trade.price_ticks, now_ns - now_ns % CANDLE_NS
-        if not self.candles or self.candles[-1].start_ns < start:
-            self.candles.append(Candle(start, price, price, price, price))
-        candle = self.candles[-1]
-        candle.high, candle.low, candle.close = max(candle.high, price), min(candle.low, price), price
+        price, candle = trade.price_ticks, self.candles[-1] if self.candles else None
+        if candle is None or now_ns >= candle.start_ns + CANDLE_NS:
+            candle = Candle(now_ns - now_ns % CANDLE_NS, price, price, price, price)
+            self.candles.append(candle)
+        if price > candle.high:
+            candle.high = price
+        elif price < candle.low:
+            candle.low = price
+        candle.close = price
         candle.volume_wh += trade.quantity_wh
         candle.trades += 1
 

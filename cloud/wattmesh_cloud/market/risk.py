@@ -19,6 +19,7 @@ from wattmesh_cloud.market.products import Slot
 NS = 1_000_000_000
 _BURST_S = 4
 _WH_NS = 3600 * NS
+_BUY, _LIMIT, _GTD = Side.BUY, OrderKind.LIMIT, TimeInForce.GTD
 
 Refusal = tuple[RejectReason, str]
 
@@ -105,13 +106,13 @@ class Risk:
     def _terms(self, order: Order, limits: Limits, now_ns: int) -> Refusal | None:
         if order.quantity_wh <= 0:
             return RejectReason.BAD_QUANTITY, "whole watt-hours above 0"
-        if order.kind is OrderKind.LIMIT and abs(order.price_ticks) > self.band:
+        if order.kind is _LIMIT and abs(order.price_ticks) > self.band:
             return RejectReason.BAD_PRICE, f"within ±{self.band} ticks"
-        if (order.time_in_force is TimeInForce.GTD) != (order.expires_ns is not None):
+        if (order.time_in_force is _GTD) != (order.expires_ns is not None):
             return RejectReason.BAD_TIME_IN_FORCE, "expires_ns belongs to GTD, and GTD needs it"
         if order.expires_ns is not None and order.expires_ns <= now_ns:
             return RejectReason.BAD_TIME_IN_FORCE, "it has expired"
-        most = limits.buy_wh if order.side is Side.BUY else limits.sell_wh
+        most = limits.buy_wh if order.side is _BUY else limits.sell_wh
         if order.quantity_wh > most:
             return RejectReason.INFEASIBLE, f"the connection carries {most} Wh in a slot"
         return None
