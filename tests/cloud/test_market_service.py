@@ -296,6 +296,7 @@ async def test_continuous_orders_over_messages(trading, slot_ns, messenger, sett
     await trading.ask("bob", placed(trading, "bob", "sell", 100, 1500, slot_ns, name="s"))
     answer = await trading.ask("ann", placed(trading, "ann", "buy", 60, 1600, slot_ns, name="b"))
     assert [(row.status, row.filled_wh) for row in answer.results] == [(OrderStatus.FILLED, 60)]
+    await asyncio.sleep(0)
     await settled(trading.service)
     (told,) = messenger.sent(Executions)
     assert (told.to.unit, told.message.trades) == ("bob", answer.results[0].trades)

@@ -88,6 +88,7 @@ class MarketService:
         self._guards: dict[str, Guard] = {}
         self._watch: SiteWatch | None = None
         self._executed: list[tuple[str, Trade]] = []
+        self._telling = False
         self._journal = Journal(state / f"market-{config.area}.journal")
         self._snapshot = state / f"market-{config.area}.snapshot"
         self._replica = recovered(config, self._journal, self._snapshot)
@@ -133,8 +134,9 @@ class MarketService:
         body = b'{"what":"%s","now":%d,"batch":%s}' % (what.encode(), now, message_to_bytes(message))
         await self._journal.append_body(body)
         results: list[OrderResult] = self._replica.apply({"what": what, "now": now}, message)
-        if self._executed:
-            self._tell_executions()
+        if self._executed and not self._telling:
+            self._telling = True  # once for all that a group of the journal brings
+            asyncio.get_running_loop().call_soon(self._tell_executions)
         return results
 
     async def _take_snapshot(self) -> None:
@@ -192,7 +194,7 @@ class MarketService:
 
     def _tell_executions(self) -> None:
         """Tell the owners of resting orders what has just traded; the others have it in their answer."""
-        executed, self._executed = self._executed, []
+        executed, self._executed, self._telling = self._executed, [], False
         by_owner: dict[str, list[Trade]] = {}
         for name, trade in executed:
             by_owner.setdefault(name, []).append(trade)
