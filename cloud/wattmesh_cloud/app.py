@@ -242,7 +242,7 @@ class Cloud:
             "stored": stored,
             "ingest": dict(self.ingest.counts),
             "messages": dict(self.messenger.counters()),
-            "market": self.market.snapshot(),
+            "market": self.market.snapshot(hashed=True),
             "trades": sorted(self.market.engine.trades),
             "commitments": self.market.commitments(),
             "forecasting": self.forecasting.snapshot(),

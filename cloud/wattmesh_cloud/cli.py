@@ -100,3 +100,44 @@ def _verify(arguments: argparse.Namespace) -> int:
         print(text)
     print("wrong" if wrong else "right: every amount follows from the raw data")
     return 1 if wrong else 0
+
+
+def market(argv: list[str]) -> int:
+    """``wattmesh market lab``."""
+    parser = argparse.ArgumentParser(prog="wattmesh market")
+    actions = parser.add_subparsers(dest="action", required=True)
+    lab = actions.add_parser("lab", help="compare mechanisms with simulated bidders over the market's own engine")
+    lab.add_argument("--homes", type=int, default=40)
+    lab.add_argument("--slots", type=int, default=96)
+    lab.add_argument("--seed", type=int, default=1)
+    lab.add_argument("--fleet", type=Path, help="a historical fleet: CSV of slot, participant, net_wh")
+    lab.add_argument("--page", type=Path, help="write a page with plots")
+    lab.add_argument("--json", action="store_true", help="one JSON object a line")
+    arguments = parser.parse_args(argv)
+    return _lab(arguments)
+
+
+def _lab(arguments: argparse.Namespace) -> int:
+    import json
+
+    from wattmesh_cloud.market.lab import as_json, compare, from_file, generated, page
+
+    seed = arguments.seed
+    if arguments.fleet:
+        fleet, title = from_file(arguments.fleet, seed), f"Mechanisms compared: {arguments.fleet.name}, seed {seed}"
+    else:
+        fleet = generated(arguments.homes, arguments.slots, seed)
+        title = f"Mechanisms compared: {arguments.homes} homes, {arguments.slots} slots, seed {seed}"
+    outcomes = compare(fleet, seed)
+    for one in outcomes:
+        if arguments.json:
+            print(json.dumps(as_json(one)))
+        else:
+            price = "-" if one.mean_ticks is None else f"{one.mean_ticks / 100:.2f} ct/kWh"
+            print(
+                f"{one.mechanism:<16}{one.bidders:<10}{one.efficiency:>8.1%}{one.volume_wh / 1000:>10.1f} kWh  {price}"
+            )
+    if arguments.page:
+        arguments.page.write_text(page(outcomes, title=title), encoding="utf-8")
+        print(f"{arguments.page}: written")
+    return 0

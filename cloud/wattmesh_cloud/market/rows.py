@@ -62,8 +62,8 @@ def settlement_rows(slot: Slot) -> list[Item]:
     ]
 
 
-def figures(engine: MarketEngine) -> dict[str, JsonValue]:
-    """Sums over everything, in the currency's unit where it is money."""
+def figures(engine: MarketEngine, *, hashed: bool = False) -> dict[str, JsonValue]:
+    """Sums over everything, in the currency's unit where it is money; with the state's hash where that is asked for."""
     unit, ledger = MONEY_UNITS_PER_CURRENCY_UNIT, engine.ledger
     cleared = [slot for slot in engine.slots.values() if slot.clearing is not None]
     settled = [slot for slot in engine.slots.values() if slot.settlements]
@@ -88,6 +88,7 @@ def figures(engine: MarketEngine) -> dict[str, JsonValue]:
             "owed": engine.risk.owed(name) / unit,
             "suspended": engine.risk.suspended.get(name),
         }
+    state: dict[str, JsonValue] = {"state_hash": engine.state_hash()} if hashed else {}
     return {
         "area": engine.config.area,
         "currency": engine.config.currency,
@@ -100,7 +101,7 @@ def figures(engine: MarketEngine) -> dict[str, JsonValue]:
         "ledger_sum_units": ledger.total(),
         "ledger_bookings": ledger.count,
         "ledger_digest": ledger.digest,
-        "state_hash": engine.state_hash(),
+        **state,
         "rejects": dict(engine.rejects),
         "retailer": ledger.balances[RETAILER] / unit,
         "grid_operator": ledger.balances[GRID_OPERATOR] / unit,

@@ -444,9 +444,9 @@ class MarketService:
 
     # -- looking
 
-    def snapshot(self) -> dict[str, JsonValue]:
-        """Figures for the report, the API and the console."""
-        return figures(self.engine)
+    def snapshot(self, *, hashed: bool = False) -> dict[str, JsonValue]:
+        """Figures for the report, the API and the console; the state's hash is work and has to be asked for."""
+        return figures(self.engine, hashed=hashed)
 
     def commitments(self) -> dict[str, dict[str, int]]:
         """Participant → slot → net Wh of every cleared slot it had orders in."""
