@@ -37,6 +37,7 @@ from wattmesh_a2a.market import Order, OrderStatus, Side
 from wattmesh_a2a.messages import Acknowledged, Executions, OrderPlace, OrderResults
 from wattmesh_a2a.signing import KeyRing
 from wattmesh_a2a.transports.mqtt import MqttTransport
+from wattmesh_cloud.cli import GC_THRESHOLD
 from wattmesh_cloud.market.book import Book
 from wattmesh_cloud.market.config import MarketConfig
 from wattmesh_cloud.market.engine import MarketEngine
@@ -625,6 +626,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="of the parts that are paced")
     arguments = parser.parse_args()
     SECONDS[0] = arguments.seconds
+    gc.set_threshold(*GC_THRESHOLD)  # as `wattmesh cloud run` does
     if arguments.peers:
         sys.path.append(str(arguments.peers))
     for part in arguments.only:
