@@ -106,7 +106,7 @@ class OrderResult:
     open_wh: int = 0
     """Still in the book."""
     trades: tuple[Trade, ...] = ()
-    """Made by this very message."""
+    """Made by this very message; left out where they are too many for a message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,6 +241,7 @@ class Commitment:
     """Positive bought, negative sold."""
     clearing_price_ticks: int | None
     trades: tuple[Trade, ...]
+    """Empty where they are too many for a message; what binds is ``net_wh``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

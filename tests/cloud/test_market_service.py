@@ -366,3 +366,28 @@ async def test_a_clean_stop_leaves_a_snapshot_that_the_next_start_uses(area, clo
     wanted = area.service.engine.state_hash()
     assert (area.folder / "market-area-1.snapshot").exists()
     assert area.started().engine.state_hash() == wanted
+
+
+async def test_what_is_too_long_for_a_message_is_shortened(trading, slot_ns, messenger, settled):
+    for number in range(201):
+        if number % 100 == 0:
+            await trading.clock.advance(10)  # no more than its rate
+        await trading.ask("bob", placed(trading, "bob", "sell", 1, 1500, slot_ns, name=f"s{number}"))
+    answer = await trading.ask("ann", placed(trading, "ann", "buy", 201, 1600, slot_ns, name="b"))
+    (result,) = answer.results
+    assert (result.filled_wh, result.trades, result.detail) == (201, (), "201 trades")
+    await asyncio.sleep(0)
+    await settled(trading.service)
+    assert [len(one.message.trades) for one in messenger.sent(Executions)] == [200, 1]
+    trading.service.engine.clear(slot_ns)
+    (found,) = (await trading.ask("ann", CommitmentQuery(participant_id="ann", from_ns=0))).commitments
+    assert (found.net_wh, found.trades) == (201, ())
+
+
+async def test_orders_of_another_area_are_not_touched(trading, slot_ns):
+    await trading.ask("bob", placed(trading, "bob", "sell", 1, 1500, slot_ns, name="s"))
+    cancel = OrderCancel(participant_id="bob", area_id="elsewhere", client_order_ids=("s",))
+    (result,) = (await trading.ask("bob", cancel)).results
+    assert result.reason is RejectReason.UNKNOWN_PRODUCT
+    assert (await trading.ask("bob", OrderCancel(participant_id="bob", area_id="elsewhere"))).results == ()
+    assert len(trading.service.engine.slots[slot_ns].live) == 1

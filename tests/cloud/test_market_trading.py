@@ -295,6 +295,27 @@ def test_a_substitute_is_the_median_of_the_same_slot_in_the_week_before(make_con
     assert engine.settle(T, "bob", None).method == "commitment"
 
 
+def test_a_batch_again_changes_nothing_and_a_name_that_has_traded_is_taken(make_config, order):
+    engine = MarketEngine(make_config(mechanism="continuous"))
+    one(engine, order("bob", "sell", 30, 1500))
+    batch = [order(name="a"), order(name="b", price=1400)]
+    first = engine.submit("ann", T, batch, OPEN)
+    assert [row.filled_wh for row in first] == [30, 0]
+    before = engine.dump()
+    again = engine.submit("ann", T, batch, OPEN)
+    assert [(row.status, row.filled_wh, row.open_wh) for row in again] == [
+        (row.status, row.filled_wh, row.open_wh) for row in first
+    ]
+    after = engine.dump()
+    for state in (before, after):
+        state["risk"].pop("busy_until")
+    assert after == before
+    other = engine.submit("ann", T, [order(name="a", price=1300), order(name="c")], OPEN)
+    assert [row.reason for row in other] == [RejectReason.DUPLICATE_ID, None]
+    assert {entry.placed.client_order_id for entry in engine.slots[T].own["ann"].values()} == {"c"}
+    assert engine.slots[T].entries["ann", "a"].filled_wh == 30
+
+
 # -- any sequence of inputs
 
 PEOPLE = ("ann", "bob", "cem")
@@ -366,7 +387,13 @@ class MarketMachine(RuleBasedStateMachine):
         st.sampled_from(Side), st.integers(1, 60), st.integers(-20, 20)), max_size=3))  # fmt: skip
     def submit(self, who, slot, rows):
         batch = [self.an_order(who, *row, slot, OrderKind.LIMIT, TimeInForce.GTC) for row in rows]
-        self.do("submit", who, T + slot * SLOT, batch, self.now)
+        first = self.do("submit", who, T + slot * SLOT, batch, self.now)
+        if batch and all(row.reason is None for row in first):
+            open_wh = {number: entry.open_wh for number, entry in self.engine.slots[T + slot * SLOT].live.items()}
+            again = self.do("submit", who, T + slot * SLOT, batch, self.now)
+            if len({order.side for order in batch}) == 1:  # else the batch may have met itself
+                assert [row.filled_wh for row in again] == [row.filled_wh for row in first]
+                assert {n: e.open_wh for n, e in self.engine.slots[T + slot * SLOT].live.items()} == open_wh
 
     @rule(data=st.data(), quantity=st.integers(0, 80), price=st.integers(-20, 20))
     def amend(self, data, quantity, price):

@@ -137,6 +137,9 @@ class MarketEngine:
         if self.risk.too_fast(participant, len(orders), now_ns):
             return [self._refused(order.client_order_id, (RejectReason.RATE_LIMIT, "")) for order in orders]
         slot = self.slots.get(slot_ns)
+        again = self._repeated(participant, slot, orders)
+        if again is not None:
+            return again
         refusals = [self._batch_refusal(participant, slot_ns, slot, order, orders, now_ns) for order in orders]
         accepted = [order for order, refusal in zip(orders, refusals, strict=True) if refusal is None]
         broken = self._batch_limit(participant, slot_ns, slot, accepted, now_ns)
@@ -145,13 +148,28 @@ class MarketEngine:
         if slot is not None and (accepted or (not orders and self.risk.gate_open(slot_ns, now_ns))):
             for entry in list(slot.own.get(participant, {}).values()):
                 self._withdraw(slot, entry, OrderStatus.CANCELLED)
-                slot.entries.pop((participant, entry.placed.client_order_id), None)
+                if not entry.filled_wh:  # its name is free again; one that has traded keeps it
+                    slot.entries.pop((participant, entry.placed.client_order_id), None)
         return [
             self._enter(participant, order, now_ns)
             if refusal is None
             else self._refused(order.client_order_id, refusal)
             for order, refusal in zip(orders, refusals, strict=True)
         ]
+
+    def _repeated(self, participant: str, slot: Slot | None, orders: Sequence[Order]) -> list[OrderResult] | None:
+        """The answer to a batch that is already what stands, order for order; none for a new one."""
+        if slot is None or not orders:
+            return None
+        known = [slot.entries.get((participant, order.client_order_id)) for order in orders]
+        named = {order.client_order_id for order in orders}
+        others = any(entry.placed.client_order_id not in named for entry in slot.own.get(participant, {}).values())
+        if others or any(entry is None or entry.placed != order for entry, order in zip(known, orders, strict=True)):
+            return None
+        entries = [entry for entry in known if entry is not None]
+        if any(not entry.filled_wh and not entry.open_wh for entry in entries):
+            return None  # one of them was withdrawn since: the batch puts it in again
+        return [entry.result() for entry in entries]
 
     def _batch_refusal(
         self, participant: str, slot_ns: int, slot: Slot | None, order: Order, batch: Sequence[Order], now_ns: int
@@ -164,10 +182,10 @@ class MarketEngine:
         refusal = self._halt_of(slot, now_ns)
         if refusal is not None:
             return refusal
+        done = slot.entries.get((participant, order.client_order_id)) if slot is not None else None
+        if done is not None and done.filled_wh:
+            return RejectReason.DUPLICATE_ID, "it has traded"
         if self._continuous(slot_ns, now_ns):
-            done = slot.entries.get((participant, order.client_order_id)) if slot is not None else None
-            if done is not None and (done.filled_wh or not done.open_wh):
-                return RejectReason.DUPLICATE_ID, "it has traded or ended"
             return None
         if order.time_in_force in _RULES:
             return RejectReason.BAD_TIME_IN_FORCE, "orders are only collected now"
@@ -271,6 +289,11 @@ class MarketEngine:
             if name not in found
         ]
         return results
+
+    def elsewhere(self, client_order_ids: Sequence[str]) -> list[OrderResult]:
+        """Refuse what is asked of another area's orders."""
+        refusal = (RejectReason.UNKNOWN_PRODUCT, f"this is area {self.config.area}")
+        return [self._refused(name, refusal) for name in client_order_ids]
 
     # -- inside an order
 

@@ -67,6 +67,9 @@ class Replica:
 
     def _order(self, message: Message, now: int) -> list[OrderResult]:
         engine = self.engine
+        if isinstance(message, (OrderAmend, OrderCancel)) and message.area_id != engine.config.area:
+            names = (message.client_order_id,) if isinstance(message, OrderAmend) else message.client_order_ids
+            return engine.elsewhere(names)
         match message:
             case OrderBatch():
                 return engine.submit(message.participant_id, message.slot_start_ns, message.orders, now)

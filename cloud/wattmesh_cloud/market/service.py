@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,22 @@ _LOOK_BACK_NS = 14 * 86_400 * NS_PER_S
 _STORE_AGAIN_NS = 86_400 * NS_PER_S
 _SNAPSHOT_ENTRIES = 50_000
 _SITES_NS = 60 * NS_PER_S
+_MOST_TRADES = 200
+"""In one message: it has to stay under the transports' 100 KB."""
+
+
+def _short(commitment: Commitment, trades: int = _MOST_TRADES) -> Commitment:
+    """A commitment that fits a message: without its trades where they are too many. What binds is the net."""
+    return commitment if len(commitment.trades) <= trades else replace(commitment, trades=())
+
+
+def _answer(results: Sequence[OrderResult]) -> OrderResults:
+    """Results that fit a message: where an order swept the book, how much it traded without every trade."""
+    if sum(len(one.trades) for one in results) > _MOST_TRADES:
+        results = [
+            replace(one, trades=(), detail=f"{len(one.trades)} trades") if one.trades else one for one in results
+        ]
+    return OrderResults(results=tuple(results))
 
 
 class MarketService:
@@ -164,19 +181,19 @@ class MarketService:
         message = envelope.data
         assert isinstance(message, OrderPlace)
         await self._authorised(envelope, message.participant_id)
-        return OrderResults(results=tuple(await self._commit_message("place", message, self._clock.utc_ns())))
+        return _answer(await self._commit_message("place", message, self._clock.utc_ns()))
 
     async def _on_amend(self, envelope: Envelope) -> Message:
         message = envelope.data
         assert isinstance(message, OrderAmend)
         await self._authorised(envelope, message.participant_id)
-        return OrderResults(results=tuple(await self._commit_message("amend", message, self._clock.utc_ns())))
+        return _answer(await self._commit_message("amend", message, self._clock.utc_ns()))
 
     async def _on_cancel(self, envelope: Envelope) -> Message:
         message = envelope.data
         assert isinstance(message, OrderCancel)
         await self._authorised(envelope, message.participant_id)
-        return OrderResults(results=tuple(await self._commit_message("cancel", message, self._clock.utc_ns())))
+        return _answer(await self._commit_message("cancel", message, self._clock.utc_ns()))
 
     async def _authorised(self, envelope: Envelope, participant: str) -> None:
         """Only a participant's own unit orders for it; whoever else tries is refused, and the journal says so."""
@@ -199,9 +216,10 @@ class MarketService:
         for name, trade in executed:
             by_owner.setdefault(name, []).append(trade)
         for name, trades in by_owner.items():
-            message = Executions(participant_id=name, area_id=self.config.area, trades=tuple(trades))
-            expires_ns = min(trade.slot_start_ns for trade in trades)
-            self._spawn(self._send(name, message, expires_ns))
+            for first in range(0, len(trades), _MOST_TRADES):
+                part = tuple(trades[first : first + _MOST_TRADES])
+                message = Executions(participant_id=name, area_id=self.config.area, trades=part)
+                self._spawn(self._send(name, message, min(trade.slot_start_ns for trade in part)))
 
     async def _send(self, name: str, message: Message, expires_ns: int) -> bool:
         to = Address(self._org, name, GATEWAY_AGENT)
@@ -228,7 +246,9 @@ class MarketService:
             if slot.clearing is not None and slot.start_ns >= query.from_ns and query.participant_id in slot.told
         )
         return CommitmentList(
-            commitments=tuple(self.engine.commitment(query.participant_id, slot) for slot in slots[-200:])
+            commitments=tuple(
+                _short(self.engine.commitment(query.participant_id, slot), trades=4) for slot in slots[-80:]
+            )
         )
 
     def on_record(self, site: str, message: Message) -> None:
@@ -241,7 +261,7 @@ class MarketService:
             self._intervals.setdefault(message.slot_start_ns, {})[site] = message
 
     def _send_commitment(self, commitment: Commitment) -> None:
-        self._spawn(self._deliver(commitment))
+        self._spawn(self._deliver(_short(commitment)))
 
     async def _deliver(self, commitment: Commitment) -> None:
         """Until acknowledged, or the slot is over; then the participant finds it when it asks."""
@@ -345,11 +365,9 @@ class MarketService:
                     self.on_record(participant.id, message)
 
     def _to_settle(self, slot_ns: int) -> bool:
-        """Whether a slot has trades and somebody's settlement is missing."""
+        """Whether somebody traded a slot and has no settlement of it."""
         slot = self.engine.slots.get(slot_ns)
-        return slot is not None and bool(slot.trades) and any(
-            participant.id not in slot.settlements for participant in self.config.participants
-        )  # fmt: skip
+        return slot is not None and any(name not in slot.settlements for name in slot.trades_of)
 
     async def _settle(self, now: int, *, final: bool = False) -> None:
         """Settle what can be: at once when every meter has reported a whole slot, else with substitutes after the wait.
