@@ -18,6 +18,7 @@ KERNELS = {
     "wattmesh_edge.reflex.wire": "edge/wattmesh_edge/reflex/wire.pyx",
     "wattmesh_edge.reflex.kernel": "edge/wattmesh_edge/reflex/kernel.pyx",
     "wattmesh_drivers.decode": "drivers/wattmesh_drivers/decode.pyx",
+    "wattmesh_cloud.market.book": "cloud/wattmesh_cloud/market/book.pyx",
 }
 
 
@@ -45,7 +46,7 @@ setup(
         ],
         language_level=3,
         compiler_directives={"boundscheck": False, "wraparound": False, "cdivision": True, "initializedcheck": False},
-        include_path=["edge", "drivers"],
+        include_path=["edge", "drivers", "cloud"],
         build_dir="build",
     ),
 )

@@ -15,6 +15,9 @@ from wattmesh_a2a.messages import MESSAGE_TYPES, TYPE_NAMES, Message
 from wattmesh_a2a.topics import MAX_PAYLOAD_BYTES
 
 _MAX_NS = 2**63 - 1
+# ``json.dumps`` with options makes an encoder anew for every message, which costs more than the message
+_PLAIN = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 @cache
@@ -30,6 +33,11 @@ def type_name(message: Message) -> str:
 def message_to_json(message: Message) -> Any:
     """A message as plain JSON values."""
     return _adapter(type_name(message)).dump_python(message, mode="json")
+
+
+def message_to_bytes(message: Message) -> bytes:
+    """A message as JSON text."""
+    return _adapter(type_name(message)).dump_json(message)
 
 
 def record_line(message: Message) -> bytes:
@@ -81,7 +89,7 @@ def to_fields(envelope: Envelope) -> dict[str, Any]:
 def canonical(fields: dict[str, Any]) -> bytes:
     """The bytes that are signed: sorted keys, no spaces (RFC 8785 for what we send: integers, text, short decimals)."""
     plain = {key: value for key, value in fields.items() if key != "signature"}
-    return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return _CANONICAL.encode(plain).encode()
 
 
 def encode(envelope: Envelope, signature: str | None = None) -> bytes:
@@ -89,7 +97,7 @@ def encode(envelope: Envelope, signature: str | None = None) -> bytes:
     fields = to_fields(envelope)
     if signature is not None:
         fields["signature"] = signature
-    payload = json.dumps(fields, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    payload = _PLAIN.encode(fields).encode()
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise InvalidMessageError(f"{envelope.type} of {len(payload)} bytes is over {MAX_PAYLOAD_BYTES}")
     return payload

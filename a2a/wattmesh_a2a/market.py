@@ -18,6 +18,27 @@ class Side(StrEnum):
     SELL = "sell"
 
 
+class OrderKind(StrEnum):
+    """Whether an order has a limit of its own."""
+
+    LIMIT = "limit"
+    MARKET = "market"
+    """At any price inside the market's band; its ``price_ticks`` says nothing. What does not trade at once is gone."""
+
+
+class TimeInForce(StrEnum):
+    """How long an order stands."""
+
+    GTC = "gtc"
+    """Until cancelled, at the longest until the product's gate closes."""
+    GTD = "gtd"
+    """Until ``expires_ns``, at the longest until gate closure."""
+    IOC = "ioc"
+    """What does not trade at once is cancelled."""
+    FOK = "fok"
+    """All of it trades at once, or it is cancelled."""
+
+
 class OrderStatus(StrEnum):
     """Where an order stands."""
 
@@ -45,11 +66,23 @@ class RejectReason(StrEnum):
     DUPLICATE_ID = "duplicate_id"
     """The client order id is known with other contents."""
     HALTED = "halted"
+    BAD_TIME_IN_FORCE = "bad_time_in_force"
+    """An expiry that is missing, past or not asked for; IOC or FOK where orders are only collected."""
+    SELF_TRADE = "self_trade"
+    """It would trade with an order of its own participant."""
+    RATE_LIMIT = "rate_limit"
+    """More orders a second than the participant may send."""
+    SUSPENDED = "suspended"
+    """The participant is switched off by the operator."""
+    STALE_TELEMETRY = "stale_telemetry"
+    """Nothing recent is known of the site, so nobody can say whether it could deliver."""
+    UNKNOWN_ORDER = "unknown_order"
+    """No open order of the participant has this id in this product."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """A limit order for one delivery slot of one market area."""
+    """An order for one delivery slot of one market area."""
 
     client_order_id: str
     """Made by the participant; the same id with the same contents is the same order, however often it arrives."""
@@ -62,6 +95,10 @@ class Order:
     quantity_wh: int
     price_ticks: int
     """Limit; may be negative."""
+    kind: OrderKind = OrderKind.LIMIT
+    time_in_force: TimeInForce = TimeInForce.GTC
+    expires_ns: int | None = None
+    """UTC; only with GTD."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,3 +136,13 @@ class Settlement:
     """Paid to or received from the retailer for what the trades did not cover."""
     flexibility_units: int = 0
     """Received (negative) for demand response."""
+    fee_units: int = 0
+    """Paid to the grid operator for the use of the grid by what was bought locally."""
+    levy_units: int = 0
+    """Paid in levies on the same energy."""
+    imbalance_units: int = 0
+    """Paid for the distance between metered and committed energy, whatever its direction."""
+    revision: int = 0
+    """0 for the first settlement; each correction run that changes it adds one."""
+    method: str = "meter"
+    """Where ``metered_wh`` comes from: ``meter``, ``history`` (the same slot of earlier days) or ``commitment``."""

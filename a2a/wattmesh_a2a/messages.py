@@ -101,6 +101,108 @@ class OrderResult:
     status: OrderStatus
     reason: RejectReason | None = None
     detail: str = ""
+    filled_wh: int = 0
+    """Traded so far."""
+    open_wh: int = 0
+    """Still in the book."""
+    trades: tuple[Trade, ...] = ()
+    """Made by this very message; left out where they are too many for a message."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderPlace:
+    """New orders beside those that a participant already has. Answered by :class:`OrderResults`.
+
+    The same client order id with the same contents is answered with where that order stands, and changes nothing.
+    """
+
+    participant_id: str
+    area_id: str
+    orders: tuple[Order, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderAmend:
+    """Other quantity or price for an open order. Answered by :class:`OrderResults`.
+
+    Less quantity at the same price keeps the order's place in time; anything else loses it. ``quantity_wh`` counts what has
+    traded already, so a trade on the way to the market does not make the order larger.
+    """
+
+    participant_id: str
+    area_id: str
+    slot_start_ns: int
+    client_order_id: str
+    quantity_wh: int
+    price_ticks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderCancel:
+    """Take open orders back. Answered by :class:`OrderResults`, one result an order."""
+
+    participant_id: str
+    area_id: str
+    slot_start_ns: int | None = None
+    """None for every slot."""
+    client_order_ids: tuple[str, ...] = ()
+    """None for all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderResults:
+    """Answer to :class:`OrderPlace`, :class:`OrderAmend`, :class:`OrderCancel`; given after the journal is durable."""
+
+    results: tuple[OrderResult, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Executions:
+    """Trades of a participant's resting orders, told at once. The commitment at gate closure holds them all."""
+
+    participant_id: str
+    area_id: str
+    trades: tuple[Trade, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MarketLevel:
+    """Open energy at one price; nobody's name stands on it."""
+
+    price_ticks: int
+    quantity_wh: int
+    orders: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProductData:
+    """What everybody may know of one product."""
+
+    slot_start_ns: int
+    status: str
+    """``continuous``, ``call``, ``halted``, ``closed`` or ``void``."""
+    bids: tuple[MarketLevel, ...] = ()
+    asks: tuple[MarketLevel, ...] = ()
+    """Best first. While a call collects orders, what stands in its book stays sealed."""
+    open_ticks: int | None = None
+    high_ticks: int | None = None
+    low_ticks: int | None = None
+    close_ticks: int | None = None
+    """The last trade's price."""
+    volume_wh: int = 0
+    trades: int = 0
+    index_ticks: int | None = None
+    """Mean price of its trades, weighted with their energy, rounded half up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MarketData:
+    """Depth, prices, volume and status of an area's products; an event."""
+
+    area_id: str
+    time_ns: int
+    halted: str | None
+    products: tuple[ProductData, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +241,7 @@ class Commitment:
     """Positive bought, negative sold."""
     clearing_price_ticks: int | None
     trades: tuple[Trade, ...]
+    """Empty where they are too many for a message; what binds is ``net_wh``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,6 +326,12 @@ Message = (
     | IntervalEnergy
     | OrderBatch
     | OrderBatchResult
+    | OrderPlace
+    | OrderAmend
+    | OrderCancel
+    | OrderResults
+    | Executions
+    | MarketData
     | MarketRules
     | Commitment
     | CommitmentQuery
@@ -247,6 +356,12 @@ MESSAGE_TYPES: dict[str, type[Message]] = {
     "wattmesh.metering.interval.v1": IntervalEnergy,
     "wattmesh.market.orders.v1": OrderBatch,
     "wattmesh.market.orders.result.v1": OrderBatchResult,
+    "wattmesh.market.place.v1": OrderPlace,
+    "wattmesh.market.amend.v1": OrderAmend,
+    "wattmesh.market.cancel.v1": OrderCancel,
+    "wattmesh.market.results.v1": OrderResults,
+    "wattmesh.market.executions.v1": Executions,
+    "wattmesh.market.data.v1": MarketData,
     "wattmesh.market.rules.v1": MarketRules,
     "wattmesh.market.commitment.v1": Commitment,
     "wattmesh.market.commitment.query.v1": CommitmentQuery,
@@ -268,6 +383,18 @@ MESSAGE_TYPES: dict[str, type[Message]] = {
 TYPE_NAMES: dict[type[Message], str] = {cls: name for name, cls in MESSAGE_TYPES.items()}
 
 SIGNED_TYPES: frozenset[type[Message]] = frozenset(
-    {OrderBatch, Commitment, CommitmentList, Strategy, DemandResponseDispatch, DemandResponseOffer, TelemetryAck}
+    {
+        OrderBatch,
+        OrderPlace,
+        OrderAmend,
+        OrderCancel,
+        Executions,
+        Commitment,
+        CommitmentList,
+        Strategy,
+        DemandResponseDispatch,
+        DemandResponseOffer,
+        TelemetryAck,
+    }
 )
 """What moves power or money, or makes a gateway forget what it measured: refused without a valid signature."""

@@ -6,11 +6,15 @@ import asyncio
 import json
 import math
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.responses import PlainTextResponse, StreamingResponse
+from wattmesh_a2a.market import Side
 
+from wattmesh_cloud.market.analytics import concentration, efficiency, results
+from wattmesh_cloud.market.marketdata import area_index_ticks, market_data, product_data
 from wattmesh_cloud.store.base import Table
 from wattmesh_cloud.view import CloudView
 
@@ -109,6 +113,56 @@ def create_api(view: CloudView) -> FastAPI:
     async def trades(limit: Annotated[int, Query(ge=1, le=_ROWS)] = 100) -> list[dict[str, Any]]:
         """Trades, newest first."""
         return await _rows(view, Table.TRADE_DATA, f"{view.market.config.area}#trades", limit)
+
+    @app.get("/api/v1/market/status")
+    async def market_status() -> dict[str, Any]:
+        """Whether orders are taken, and what each open product does."""
+        data = market_data(view.market.engine, view.clock.utc_ns())
+        return {
+            "area": data.area_id,
+            "halted": data.halted,
+            "products": {str(one.slot_start_ns): one.status for one in data.products},
+        }
+
+    @app.get("/api/v1/market/data")
+    async def market_products() -> dict[str, Any]:
+        """Depth, prices and volume of all open products; a call's book is sealed."""
+        return asdict(market_data(view.market.engine, view.clock.utc_ns()))
+
+    @app.get("/api/v1/market/depth")
+    async def market_depth(
+        slot_ns: Annotated[int, Query(ge=0, le=2**62)], levels: Annotated[int, Query(ge=1, le=100)] = 10
+    ) -> dict[str, Any]:
+        """One product."""
+        slot = view.market.engine.slots.get(slot_ns)
+        if slot is None:
+            raise HTTPException(404, f"nobody has ordered for slot {slot_ns}")
+        return asdict(product_data(view.market.engine, slot, view.clock.utc_ns(), levels))
+
+    @app.get("/api/v1/market/ohlcv")
+    async def market_candles(limit: Annotated[int, Query(ge=1, le=_ROWS)] = 96) -> list[dict[str, Any]]:
+        """Candles of 5 minutes of closed products, newest first; ``id`` is the product's start."""
+        return await _rows(view, Table.MARKET_DATA, f"{view.market.config.area}#ohlcv", limit)
+
+    @app.get("/api/v1/market/index")
+    async def market_index(
+        start_ns: Annotated[int, Query(ge=0)], end_ns: Annotated[int, Query(ge=0, le=2**62)]
+    ) -> dict[str, Any]:
+        """Mean price of all trades for deliveries in a window, weighted with energy; none without trades."""
+        ticks = area_index_ticks(view.market.engine, start_ns, end_ns)
+        return {"index_ticks": ticks, "start_ns": start_ns, "end_ns": end_ns}
+
+    @app.get("/api/v1/market/analytics")
+    async def market_analytics() -> dict[str, Any]:
+        """Participants' results, concentration, welfare against the best possible."""
+        engine = view.market.engine
+        trades = list(engine.trades.values())
+        return {
+            "results": {name: asdict(one) for name, one in results(engine).items()},
+            "sellers": asdict(concentration(trades, Side.SELL)),
+            "buyers": asdict(concentration(trades, Side.BUY)),
+            "efficiency": efficiency(engine),
+        }
 
     @app.get("/api/v1/grid")
     async def grid() -> dict[str, Any]:

@@ -18,6 +18,7 @@ from wattmesh_a2a.dedupe import SqliteDedupe
 from wattmesh_a2a.delivery import Delivery
 from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, INGEST_AGENT, Address, Envelope
 from wattmesh_a2a.errors import ConfigurationError, InvalidMessageError
+from wattmesh_a2a.grid import GridStatus
 from wattmesh_a2a.messages import GatewayStatus
 from wattmesh_a2a.signing import KeyRing
 from wattmesh_a2a.transports.mqtt import MqttTransport
@@ -30,7 +31,9 @@ from wattmesh_cloud.grid.service import GridService
 from wattmesh_cloud.ingest import Ingest
 from wattmesh_cloud.lake import Lake
 from wattmesh_cloud.live import LiveView
+from wattmesh_cloud.market.risk import SiteState
 from wattmesh_cloud.market.service import MarketService
+from wattmesh_cloud.market.telemetry import site_state
 from wattmesh_cloud.store.sqlite import SqliteStore
 from wattmesh_cloud.view import CloudView
 
@@ -113,8 +116,36 @@ class Cloud:
             service.register()
         for handler in (self.market, self.forecasting, self.grid, self.strategy):
             self.ingest.on_record(handler.on_record)
+        self.market.guard("grid", self._grid_emergency)
+        self.market.guard("forecast", self._old_forecasts)
+        self.market.watch_sites(self._site_states)
         self.messenger.on_presence(self._on_presence)
         self.messenger.on_event(GatewayStatus, self._on_status)
+
+    def _grid_emergency(self, now_ns: int) -> str | None:
+        """The market's guard against trading into a grid that is in trouble."""
+        if self._config.model.market.halt_in_grid_emergency and self.grid.status is GridStatus.EMERGENCY:
+            return f"grid emergency: {self.grid.status_reason}"
+        return None
+
+    def _old_forecasts(self, now_ns: int) -> str | None:
+        """The market's guard against trading on forecasts that nobody renews."""
+        limit_s = self._config.model.market.halt_without_forecast_s
+        if limit_s is None:
+            return None
+        issued = [one.issued_ns for site in self.forecasting.latest.values() for one in site.values()]
+        if issued and now_ns - max(issued) <= limit_s * NS_PER_S:
+            return None
+        return f"no forecast in {limit_s} s"
+
+    def _site_states(self) -> dict[str, SiteState]:
+        """What the sites could deliver, of those that are known well enough."""
+        states = {
+            site: site_state(announcement, self.live.sites[site])
+            for site, announcement in self.view.announcements.items()
+            if site in self.live.sites
+        }
+        return {site: state for site, state in states.items() if state is not None}
 
     def _on_presence(self, address: Address, card: Mapping[str, object] | None) -> None:
         if address.agent != GATEWAY_AGENT:
@@ -168,6 +199,7 @@ class Cloud:
         await self.ingest.stop()
         self._write_report()
         await self.messenger.stop()
+        self.market.close()
         self.store.close()
 
     def _http_server(self) -> uvicorn.Server:
@@ -217,7 +249,7 @@ class Cloud:
             "stored": stored,
             "ingest": dict(self.ingest.counts),
             "messages": dict(self.messenger.counters()),
-            "market": self.market.snapshot(),
+            "market": self.market.snapshot(hashed=True),
             "trades": sorted(self.market.engine.trades),
             "commitments": self.market.commitments(),
             "forecasting": self.forecasting.snapshot(),

@@ -1,12 +1,16 @@
-"""``wattmesh cloud``."""
+"""``wattmesh cloud``, ``wattmesh settle``, ``wattmesh market``."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import signal
 from pathlib import Path
+
+GC_THRESHOLD = (50_000, 20, 50)
+"""Orders and trades stay for days: looking through them for garbage every 700 objects costs a tenth of the market's pace."""
 
 
 def cloud(argv: list[str]) -> int:
@@ -26,6 +30,7 @@ def cloud(argv: list[str]) -> int:
     if arguments.action == "check":
         print(f"{arguments.file}: fine: {len(config.model.market.participants)} participants")
         return 0
+    gc.set_threshold(*GC_THRESHOLD)
     asyncio.run(_run(arguments.file, arguments.time_server, arguments.ready_file))
     return 0
 
@@ -41,3 +46,103 @@ async def _run(file: Path, time_server: str | None, ready: Path | None) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with open_clock("cloud", time_server) as clock:
         await Cloud(load_cloud(file), clock).run(stop, ready)
+
+
+def settle(argv: list[str]) -> int:
+    """``wattmesh settle verify|statement``."""
+    parser = argparse.ArgumentParser(prog="wattmesh settle")
+    actions = parser.add_subparsers(dest="action", required=True)
+    verify = actions.add_parser("verify", help="check a statement, or a whole market, from raw data")
+    verify.add_argument("file", type=Path, help="a statement's CSV, or a market's journal")
+    verify.add_argument("--readings", type=Path, help="your own meter: CSV of slot_start_ns, import_wh, export_wh")
+    verify.add_argument("--journal", type=Path, help="the market's journal: the statement's raw rows are checked, too")
+    write = actions.add_parser("statement", help="write a participant's statement from a journal")
+    write.add_argument("journal", type=Path)
+    write.add_argument("participant")
+    write.add_argument("--from-ns", type=int, default=0, help="first delivery, UTC nanoseconds")
+    write.add_argument("--to-ns", type=int, default=2**62, help="deliveries before this")
+    write.add_argument("--csv", type=Path, help="the file to check; printed when left out")
+    write.add_argument("--html", type=Path, help="a page for people")
+    arguments = parser.parse_args(argv)
+    return _statement(arguments) if arguments.action == "statement" else _verify(arguments)
+
+
+def _statement(arguments: argparse.Namespace) -> int:
+    from wattmesh_cloud.market.statement import replayed, statement_rows, to_csv, to_html
+
+    engine = replayed(arguments.journal).engine
+    rows = statement_rows(engine, arguments.participant, arguments.from_ns, arguments.to_ns)
+    if arguments.csv:
+        arguments.csv.write_text(to_csv(rows), encoding="utf-8")
+    if arguments.html:
+        title = f"Statement of {arguments.participant}, market area {engine.config.area}"
+        arguments.html.write_text(to_html(rows, title=title, currency=engine.config.currency), encoding="utf-8")
+    if not arguments.csv and not arguments.html:
+        print(to_csv(rows), end="")
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from wattmesh_cloud.market.statement import audit, check, read_csv, read_readings, replayed, statement_rows
+
+    if arguments.file.suffix == ".journal":
+        replica = replayed(arguments.file)
+        wrong = audit(replica.engine)
+        ledger = replica.engine.ledger
+        print(
+            f"{replica.count} entries, {ledger.count} bookings, ledger sums to {ledger.total()}, digest {ledger.digest}"
+        )
+        print(f"state {replica.state_hash()}")
+    else:
+        rows = read_csv(arguments.file)
+        wrong = check(rows, read_readings(arguments.readings) if arguments.readings else None)
+        if arguments.journal and rows:
+            slots = [row["slot_start_ns"] for row in rows if "slot_start_ns" in row]
+            engine = replayed(arguments.journal).engine
+            if slots and rows != statement_rows(engine, rows[-1]["id"], min(slots), max(slots) + 1):
+                wrong.append("the journal gives another statement")
+    for text in wrong:
+        print(text)
+    print("wrong" if wrong else "right: every amount follows from the raw data")
+    return 1 if wrong else 0
+
+
+def market(argv: list[str]) -> int:
+    """``wattmesh market lab``."""
+    parser = argparse.ArgumentParser(prog="wattmesh market")
+    actions = parser.add_subparsers(dest="action", required=True)
+    lab = actions.add_parser("lab", help="compare mechanisms with simulated bidders over the market's own engine")
+    lab.add_argument("--homes", type=int, default=40)
+    lab.add_argument("--slots", type=int, default=96)
+    lab.add_argument("--seed", type=int, default=1)
+    lab.add_argument("--fleet", type=Path, help="a historical fleet: CSV of slot, participant, net_wh")
+    lab.add_argument("--page", type=Path, help="write a page with plots")
+    lab.add_argument("--json", action="store_true", help="one JSON object a line")
+    arguments = parser.parse_args(argv)
+    return _lab(arguments)
+
+
+def _lab(arguments: argparse.Namespace) -> int:
+    import json
+
+    from wattmesh_cloud.market.lab import as_json, compare, from_file, generated, page
+
+    seed = arguments.seed
+    if arguments.fleet:
+        fleet, title = from_file(arguments.fleet, seed), f"Mechanisms compared: {arguments.fleet.name}, seed {seed}"
+    else:
+        fleet = generated(arguments.homes, arguments.slots, seed)
+        title = f"Mechanisms compared: {arguments.homes} homes, {arguments.slots} slots, seed {seed}"
+    outcomes = compare(fleet, seed)
+    for one in outcomes:
+        if arguments.json:
+            print(json.dumps(as_json(one)))
+        else:
+            price = "-" if one.mean_ticks is None else f"{one.mean_ticks / 100:.2f} ct/kWh"
+            print(
+                f"{one.mechanism:<16}{one.bidders:<10}{one.efficiency:>8.1%}{one.volume_wh / 1000:>10.1f} kWh  {price}"
+            )
+    if arguments.page:
+        arguments.page.write_text(page(outcomes, title=title), encoding="utf-8")
+        print(f"{arguments.page}: written")
+    return 0

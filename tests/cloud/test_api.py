@@ -169,6 +169,20 @@ async def test_forecasts_market_grid_and_agents(get, view, make_interval, clock)
     assert (await get("agents"))["forecasting"]["sites"] == ["ann"]
 
 
+async def test_market_data_of_an_open_product(client, get, view, make_order, clock):
+    slot = clock.utc_ns() + 4 * SLOT
+    order = make_order("ann", "buy", 100, 2000, slot_ns=slot)
+    view.market.engine.place("ann", [order], clock.utc_ns())
+    assert (await get("market/status"))["products"] == {str(slot): "call"}
+    (product,) = (await get("market/data"))["products"]
+    assert (product["bids"], product["index_ticks"]) == ([], None), "a call's book is sealed"
+    assert (await get("market/depth", slot_ns=slot))["status"] == "call"
+    assert (await client.get("/api/v1/market/depth?slot_ns=5")).status_code == 404
+    assert await get("market/ohlcv") == []
+    assert (await get("market/index", start_ns=0, end_ns=2**62))["index_ticks"] is None
+    assert (await get("market/analytics"))["efficiency"] is None
+
+
 async def test_metrics_as_prometheus_text(client, view):
     view.ingest.counts["records"] = 7
     view.online.add("ann")

@@ -175,8 +175,9 @@ async def test_from_notice_to_payment(world, clock, midnight_ns, make_interval, 
     await clock.advance(3600 + 1799)
     assert world.paid == []
     await clock.advance(60)
-    name = f"dr-{(midnight_ns + PEAK * HOUR) // NS_PER_S}"
-    assert sorted(world.paid) == [(name, "ann", 1600, 3000), (name, "bob", 1600, 3000)]
+    start = midnight_ns + PEAK * HOUR
+    name = f"dr-{start // NS_PER_S}"
+    assert sorted(world.paid) == [(name, "ann", 1600, 3000, start), (name, "bob", 1600, 3000, start)]
     (row,) = world.records()
     assert (row.data["state"], row.data["delivered_wh"]) == ("settled", {"ann": 1600, "bob": 1600})
     assert world.service.running == {}
@@ -195,7 +196,7 @@ async def test_paid_is_what_was_saved_up_to_what_was_asked_and_only_by_whole_rea
     world.meter(make_interval, start, 1200, sites=("bob",))  # more than the baseline
     world.service.on_record("ann", make_interval("ann", start + SLOT, import_wh=0, complete=False))
     await clock.advance(2 * 3600)
-    delivered = {site: wh for _, site, wh, _ in world.paid}
+    delivered = {site: wh for _, site, wh, _, _ in world.paid}
     assert delivered == {"ann": 3 * 500, "bob": 0}
 
 
@@ -277,7 +278,7 @@ async def test_a_restart_after_it_tells_again_and_measures_from_the_store(
     await clock.advance(3600)
     assert len(world.asked()) == asked, "the answers were kept"
     assert [one.message for one in world.told()[told:]] == [one.message for one in world.told()[:told]]
-    assert {site: wh for _, site, wh, _ in world.paid} == {"ann": 1600, "bob": 1600}
+    assert {site: wh for _, site, wh, _, _ in world.paid} == {"ann": 1600, "bob": 1600}
 
 
 async def test_an_event_whose_time_passed_while_the_cloud_was_away_is_cancelled(world, clock, background, settled):

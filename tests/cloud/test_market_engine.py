@@ -1,10 +1,9 @@
 """The market's state machine: every refusal, money that never appears, settlement once, replay to the same state."""
 
-import random
-
 import pytest
+from market_inputs import random_inputs
 from wattmesh_a2a.clock import NS_PER_S
-from wattmesh_a2a.market import Order, OrderStatus, RejectReason, Side
+from wattmesh_a2a.market import Order, OrderStatus, RejectReason
 from wattmesh_cloud.market.engine import MarketEngine
 from wattmesh_cloud.market.ledger import GRID_OPERATOR, RETAILER, Booking, Ledger
 
@@ -138,7 +137,9 @@ def test_due_at_gate_closure_and_cleared_once(engine, order):
     first = engine.clear(T)
     balances = dict(engine.ledger.balances)
     assert engine.clear(T) == first
-    assert dict(engine.ledger.balances) == balances == {"ann": -400 * 2000, "bob": 400 * 2000}
+    assert dict(engine.ledger.balances) == balances == {"ann": -400 * 3000, "bob": 400 * 3000}, (
+        "600 Wh were wanted in vain: nobody who bid more than the price may go short"
+    )
     assert [(one.participant_id, one.net_wh) for one in first] == [("ann", 400), ("bob", -400)]
     assert engine.due(T) == []
 
@@ -149,7 +150,7 @@ def test_settlement_is_the_residual_at_the_retail_price_and_happens_once(engine,
     engine.clear(T)
     settlement = engine.settle(T, "ann", 1000, substituted=False)
     assert (settlement.committed_wh, settlement.residual_units) == (400, 600 * 3000)
-    assert settlement.trade_units == 400 * 2000
+    assert settlement.trade_units == 400 * 3000
     assert engine.settle(T, "ann", 5000, substituted=False) is None
     assert engine.settle(T, "ann", 5000, substituted=True) is None
     assert engine.ledger.balances[RETAILER] == 600 * 3000
@@ -182,41 +183,6 @@ def test_flexibility_is_paid_once_by_the_grid_operator(engine):
 def test_a_negative_booking_is_refused():
     with pytest.raises(ValueError, match="booking x of -1 units"):
         Ledger().book(Booking(id="x", debit="ann", credit="bob", units=-1, reason="trade"))
-
-
-def random_inputs(seed, count=400):
-    """Calls as (method, arguments), many of them wrong on purpose."""
-    rng = random.Random(seed)
-    people = ["ann", "bob", "cem"] * 4 + ["eve"]
-    now = OPEN
-    for number in range(count):
-        now += rng.randrange(0, 40) * NS_PER_S
-        slot, who = T + rng.randrange(0, 8) * SLOT, rng.choice(people)
-        match rng.choice(["submit"] * 8 + ["clear"] * 2 + ["settle"] * 3 + ["flexibility", "halt"] + ["resume"] * 3):
-            case "submit":
-                orders = [
-                    Order(
-                        client_order_id=f"o{number}-{index}",
-                        participant_id=who,
-                        area_id="area-1",
-                        slot_start_ns=slot,
-                        side=rng.choice(list(Side)),
-                        quantity_wh=rng.randrange(0, 500),
-                        price_ticks=rng.randrange(-500, 6000),
-                    )
-                    for index in range(rng.choice([0, 1, 2, 2, 2, 3, 3]))
-                ]
-                yield "submit", (who, slot, orders, now), {}
-            case "clear":
-                yield "clear_due", (now,), {}
-            case "settle":
-                yield "settle", (slot, who, rng.randrange(-900, 2000)), {"substituted": rng.random() < 0.3}
-            case "flexibility":
-                yield "pay_flexibility", (f"dr-{rng.randrange(3)}", who, rng.randrange(0, 9999)), {}
-            case "halt":
-                yield "halt", ("test",), {}
-            case "resume":
-                yield "resume", (), {}
 
 
 def play(engine, inputs):

@@ -138,8 +138,8 @@ def test_a_book_by_hand(make_order):
             make_order("dot", "sell", 50, 40, name="s2"),
         ]
     )
-    # 120 Wh trade at 10 to 20, more nowhere; the middle is 15. The dearer bid is filled, the other gets the rest.
-    assert (clearing.price_ticks, clearing.volume_wh) == (15, 120)
+    # 120 Wh trade at 10 to 20; below 20 the second bid would be better than the price and go short, so 20 it is.
+    assert (clearing.price_ticks, clearing.volume_wh) == (20, 120)
     assert fills_of(clearing) == {"b1": 100, "b2": 20, "s1": 120}
     assert clearing.welfare_units == 100 * (30 - 10) + 20 * (20 - 10)
 

@@ -6,9 +6,20 @@ import pytest
 from wattmesh_a2a.clock import NS_PER_S
 from wattmesh_a2a.envelope import Address, Envelope
 from wattmesh_a2a.errors import UnauthorisedError, UnavailableError
-from wattmesh_a2a.market import OrderStatus
-from wattmesh_a2a.messages import Commitment, CommitmentQuery, MarketRules, OrderBatch
+from wattmesh_a2a.market import OrderStatus, RejectReason
+from wattmesh_a2a.messages import (
+    Commitment,
+    CommitmentQuery,
+    Executions,
+    MarketData,
+    MarketRules,
+    OrderAmend,
+    OrderBatch,
+    OrderCancel,
+    OrderPlace,
+)
 from wattmesh_cloud.ingest import items_of
+from wattmesh_cloud.market.risk import SiteState
 from wattmesh_cloud.market.service import MarketService
 from wattmesh_cloud.store.base import Table
 
@@ -25,12 +36,17 @@ class Area:
     """A market service and what its participants do."""
 
     def __init__(self, store, messenger, clock, folder, make_config, make_order):
+        self.rules = {}
         self.store, self.messenger, self.clock, self.folder = store, messenger, clock, folder
         self.make_config, self.make_order = make_config, make_order
         self.service = self.started()
 
     def started(self):
-        service = MarketService(self.make_config(), self.store, self.messenger, self.clock, self.folder, "demo")
+        if hasattr(self, "service"):
+            self.service.close()  # as the end of its process would
+        service = MarketService(
+            self.make_config(**self.rules), self.store, self.messenger, self.clock, self.folder, "demo"
+        )
         service.register()
         return service
 
@@ -227,7 +243,7 @@ async def test_a_clean_stop_settles_what_is_over_and_not_what_is_under_way(area,
     area.meter(make_interval, "ann", slot_ns, complete=False)
     area.meter(make_interval, "ann", slot_ns + SLOT)
     await area.service.finish()
-    assert area.settled() == {"ann": [(500, True)], "bob": [(0, True)], "cem": [(0, True)]}
+    assert area.settled() == {"ann": [(0, True)], "bob": [(0, True)], "cem": [(0, True)]}, "half a reading is none"
 
 
 async def test_orders_at_the_same_time_are_replayed_in_the_order_of_their_answers(area, slot_ns):
@@ -236,4 +252,142 @@ async def test_orders_at_the_same_time_are_replayed_in_the_order_of_their_answer
             await area.order(who, side, 100 + number, 2000, slot_ns)
 
     await asyncio.gather(many("ann", "buy"), many("bob", "sell"), many("cem", "buy"))
-    assert area.started().engine.state_hash() == area.service.engine.state_hash()
+    wanted = area.service.engine.state_hash()
+    assert area.started().engine.state_hash() == wanted
+
+
+async def test_a_traded_slot_without_any_meter_is_settled_after_the_wait(area, clock, slot_ns, background):
+    background(area.service.run())
+    await area.book(slot_ns)
+    await clock.advance(3600 + 900 + 7190)
+    assert area.settled() == {}
+    await clock.advance(10)
+    assert area.settled() == {"ann": [(400, True)], "bob": [(-400, True)], "cem": [(0, True)]}
+
+
+async def test_half_a_reading_is_none_until_the_whole_one_comes(area, clock, slot_ns, make_interval, background):
+    background(area.service.run())
+    await area.book(slot_ns)
+    await clock.advance(3600 + 900)
+    for site in ("ann", "bob", "cem"):
+        area.meter(make_interval, site, slot_ns, import_wh=77, complete=site != "bob")
+    await clock.advance(7200)
+    assert area.settled()["bob"] == [(-400, True)]
+    area.meter(make_interval, "bob", slot_ns, import_wh=0, export_wh=390)
+    await clock.advance(10)
+    assert area.settled() == {"ann": [(77, False)], "bob": [(-390, False)], "cem": [(77, False)]}
+    assert area.service.engine.slots[slot_ns].settlements["bob"].revision == 1
+
+
+@pytest.fixture
+def trading(area):
+    """The same area with continuous trading."""
+    area.rules = {"mechanism": "continuous"}
+    area.service = area.started()
+    return area
+
+
+def placed(area, who, side, quantity, price, slot_ns, **more):
+    order = area.make_order(who, side, quantity, price, slot_ns=slot_ns, **more)
+    return OrderPlace(participant_id=who, area_id="area-1", orders=(order,))
+
+
+async def test_continuous_orders_over_messages(trading, slot_ns, messenger, settled):
+    await trading.ask("bob", placed(trading, "bob", "sell", 100, 1500, slot_ns, name="s"))
+    answer = await trading.ask("ann", placed(trading, "ann", "buy", 60, 1600, slot_ns, name="b"))
+    assert [(row.status, row.filled_wh) for row in answer.results] == [(OrderStatus.FILLED, 60)]
+    await asyncio.sleep(0)
+    await settled(trading.service)
+    (told,) = messenger.sent(Executions)
+    assert (told.to.unit, told.message.trades) == ("bob", answer.results[0].trades)
+    amend = OrderAmend(participant_id="bob", area_id="area-1", slot_start_ns=slot_ns, client_order_id="s",
+                       quantity_wh=80, price_ticks=1500)  # fmt: skip
+    assert (await trading.ask("bob", amend)).results[0].open_wh == 20
+    cancel = OrderCancel(participant_id="bob", area_id="area-1")
+    assert [row.status for row in (await trading.ask("bob", cancel)).results] == [OrderStatus.CANCELLED]
+    wanted = trading.service.engine.state_hash()
+    assert trading.started().engine.state_hash() == wanted
+
+
+async def test_whoever_orders_for_another_is_refused_and_that_is_in_the_journal(trading, slot_ns):
+    for message in (
+        placed(trading, "ann", "buy", 1, 1, slot_ns),
+        OrderCancel(participant_id="ann", area_id="area-1"),
+        OrderAmend(
+            participant_id="ann",
+            area_id="area-1",
+            slot_start_ns=slot_ns,
+            client_order_id="s",
+            quantity_wh=80,
+            price_ticks=1500,
+        ),
+    ):
+        with pytest.raises(UnauthorisedError):
+            await trading.ask("bob", message)
+    assert trading.started().engine.rejects == {RejectReason.NOT_AUTHORISED: 3}
+
+
+async def test_guards_halt_and_free_the_market_and_sites_are_observed(trading, clock, slot_ns, background, messenger):
+    reasons = {"forecast": None, "grid": "emergency"}
+    for cause in ("forecast", "grid"):
+        trading.service.guard(cause, lambda now, cause=cause: reasons[cause])
+    background(trading.service.run())
+    await clock.advance(10)
+    answer = await trading.ask("ann", placed(trading, "ann", "buy", 60, 1600, slot_ns))
+    assert answer.results[0].reason is RejectReason.HALTED
+    reasons["grid"], reasons["forecast"] = None, "too old"
+    await clock.advance(10)
+    assert trading.service.engine.halts == {"forecast": "too old"}
+    reasons["forecast"] = None
+    await trading.service.halt("by hand")
+    await clock.advance(10)
+    assert trading.service.engine.halts == {"operator": "by hand"}
+    await clock.advance(60)
+    assert [one.halted for one in messenger.emitted if isinstance(one, MarketData)][-1] == "by hand"
+
+
+async def test_sites_that_have_to_show_that_they_can_deliver_are_watched(area, clock, background):
+    people = [
+        {"id": name, "import_limit_w": 8000, "export_limit_w": 4000, "credit_limit": 100.0, **more}
+        for name, more in (("ann", {"telemetry_max_age_s": 300}), ("bob", {}))
+    ]
+    area.rules = {"mechanism": "continuous", "participants": people}
+    area.service = area.started()
+    site = SiteState(time_ns=5, output_w=4000, generation_w=3000, stored_wh=100)
+    area.service.watch_sites(lambda: {"ann": site, "bob": site})
+    background(area.service.run())
+    await clock.advance(10)
+    assert area.service.engine.risk.sites == {"ann": site}
+
+
+async def test_a_clean_stop_leaves_a_snapshot_that_the_next_start_uses(area, clock, slot_ns):
+    await area.book(slot_ns)
+    await area.service.finish()
+    wanted = area.service.engine.state_hash()
+    assert (area.folder / "market-area-1.snapshot").exists()
+    assert area.started().engine.state_hash() == wanted
+
+
+async def test_what_is_too_long_for_a_message_is_shortened(trading, slot_ns, messenger, settled):
+    for number in range(201):
+        if number % 100 == 0:
+            await trading.clock.advance(10)  # no more than its rate
+        await trading.ask("bob", placed(trading, "bob", "sell", 1, 1500, slot_ns, name=f"s{number}"))
+    answer = await trading.ask("ann", placed(trading, "ann", "buy", 201, 1600, slot_ns, name="b"))
+    (result,) = answer.results
+    assert (result.filled_wh, result.trades, result.detail) == (201, (), "201 trades")
+    await asyncio.sleep(0)
+    await settled(trading.service)
+    assert [len(one.message.trades) for one in messenger.sent(Executions)] == [200, 1]
+    trading.service.engine.clear(slot_ns)
+    (found,) = (await trading.ask("ann", CommitmentQuery(participant_id="ann", from_ns=0))).commitments
+    assert (found.net_wh, found.trades) == (201, ())
+
+
+async def test_orders_of_another_area_are_not_touched(trading, slot_ns):
+    await trading.ask("bob", placed(trading, "bob", "sell", 1, 1500, slot_ns, name="s"))
+    cancel = OrderCancel(participant_id="bob", area_id="elsewhere", client_order_ids=("s",))
+    (result,) = (await trading.ask("bob", cancel)).results
+    assert result.reason is RejectReason.UNKNOWN_PRODUCT
+    assert (await trading.ask("bob", OrderCancel(participant_id="bob", area_id="elsewhere"))).results == ()
+    assert len(trading.service.engine.slots[slot_ns].live) == 1

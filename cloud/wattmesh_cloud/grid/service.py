@@ -47,8 +47,8 @@ _HARMLESS = frozenset({FrequencyEventKind.PHASE_STEP, FrequencyEventKind.INVALID
 """News of a measurement, not of a grid in need."""
 _OPEN_AT_MOST = 10_000
 
-Pay = Callable[[str, str, int, int], Awaitable[None]]
-"""(event, participant, delivered Wh, price in ticks)."""
+Pay = Callable[[str, str, int, int, int], Awaitable[None]]
+"""(event, participant, delivered Wh, price in ticks, start of the event's first slot)."""
 
 
 @dataclass(slots=True)
@@ -302,7 +302,7 @@ class GridService:
             most = -dispatch.power_w * hours * len(known)
             delivered = round(min(max(0.0, saved), max(0.0, most)))
             running.delivered_wh[site] = delivered
-            await self._pay(event.id, site, delivered, dispatch.price_ticks)
+            await self._pay(event.id, site, delivered, dispatch.price_ticks, event.start_ns)
         running.event = replace(event, state=DemandResponseState.SETTLED)
         await asyncio.to_thread(self._record, running)
         self.settled.append(_summary(running))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 from wattmesh_a2a.config_file import StrictModel
 from wattmesh_a2a.tariff_file import TariffModel
@@ -14,6 +16,12 @@ class ParticipantModel(StrictModel):
     import_limit_w: float = Field(gt=0)
     export_limit_w: float = Field(ge=0)
     credit_limit: float = Field(gt=0, description="currency: the most its open orders and trades may cost")
+    orders_per_s: float = Field(
+        default=50.0, gt=0, le=1e6, description="sustained; four seconds' worth may come at once"
+    )
+    telemetry_max_age_s: int | None = Field(
+        default=None, gt=0, description="take offers only with telemetry this young that says the site can deliver"
+    )
 
 
 class MarketConfig(StrictModel):
@@ -27,6 +35,21 @@ class MarketConfig(StrictModel):
     gate_close_s: int = Field(default=300, ge=0)
     price_band: float = Field(default=10.0, gt=0, description="currency per kWh: orders beyond ± are refused")
     substitute_after_s: int = Field(default=7200, ge=0, description="how long settlement waits for a meter")
+    mechanism: Literal["call", "continuous", "continuous+call", "pay-as-bid"] = "call"
+    call_s: int = Field(default=300, gt=0, description="how long orders are collected before the closing auction")
+    self_trade: Literal["cancel_newest", "cancel_oldest", "cancel_both"] = "cancel_newest"
+    grid_fee: float = Field(default=0.0, ge=0, description="currency per kWh bought locally, to the grid operator")
+    levy: float = Field(default=0.0, ge=0, description="currency per kWh bought locally")
+    imbalance_fee: float = Field(default=0.0, ge=0, description="currency per kWh between metered and committed")
+    halt_move: float | None = Field(
+        default=None, gt=0, description="currency per kWh within halt_window_s: halts a product"
+    )
+    halt_window_s: int = Field(default=300, gt=0)
+    halt_in_grid_emergency: bool = Field(
+        default=False, description="take no orders while the grid agent sees an emergency"
+    )
+    halt_without_forecast_s: int | None = Field(default=None, gt=0, description="halt when no forecast is this young")
+    halt_s: int = Field(default=120, gt=0)
     tariff: TariffModel
     participants: tuple[ParticipantModel, ...] = Field(min_length=1)
 
@@ -34,6 +57,10 @@ class MarketConfig(StrictModel):
     def _consistent(self) -> MarketConfig:
         if self.gate_open_s <= self.gate_close_s:
             raise ValueError("gate_open_s must be larger than gate_close_s")
+        if self.mechanism == "continuous+call" and self.call_s >= self.gate_open_s - self.gate_close_s:
+            raise ValueError("call_s leaves no time for continuous trading")
+        if 86_400 % self.slot_s:
+            raise ValueError("slot_s has to divide a day (300, 900, 1800, 3600)")
         names = [participant.id for participant in self.participants]
         for name in names:
             if names.count(name) > 1:

@@ -1,49 +1,42 @@
 """The market of one area as a state machine: inputs in, outputs out, the same inputs the same state.
 
-Time comes in as an input (``advance``). Nothing here reads a clock, a file or the network.
+Time comes in as an input (``now_ns``). Nothing here reads a clock, a file or the network.
 """
 
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from wattmesh_a2a.market import (
-    MONEY_UNITS_PER_CURRENCY_UNIT,
-    Order,
-    OrderStatus,
-    RejectReason,
-    Settlement,
-    Side,
-    Trade,
-)
+from wattmesh_a2a.market import Order, OrderKind, OrderStatus, RejectReason, Settlement, Side, TimeInForce, Trade
 from wattmesh_a2a.messages import Commitment, OrderResult
 from wattmesh_a2a.tariff import Tariff, price_ticks
 
-from wattmesh_cloud.market.config import MarketConfig, ParticipantModel
-from wattmesh_cloud.market.ledger import GRID_OPERATOR, RETAILER, Ledger
-from wattmesh_cloud.market.mechanism import Clearing, Mechanism, UniformPriceCallAuction
+from wattmesh_cloud.market import book as kernel
+from wattmesh_cloud.market.book import Book
+from wattmesh_cloud.market.config import MarketConfig
+from wattmesh_cloud.market.ledger import GRID_OPERATOR, IMBALANCE, LEVIES, RETAILER, Ledger
+from wattmesh_cloud.market.mechanism import Mechanism, mechanism_of
+from wattmesh_cloud.market.products import Entry, Phase, Position, Prices, Slot
+from wattmesh_cloud.market.risk import Refusal, Risk, SiteState
+from wattmesh_cloud.market.settlement import settlement_of, substitute_wh
 
 NS = 1_000_000_000
+_BUY, _SELL = Side.BUY, Side.SELL  # a look at an enumeration's class costs more than its comparison
+_LIMIT, _MARKET = OrderKind.LIMIT, OrderKind.MARKET
+_FILLED, _PARTIALLY = OrderStatus.FILLED, OrderStatus.PARTIALLY_FILLED
+OPERATOR = "operator"
 
-
-@dataclass(slots=True)
-class Slot:
-    """One delivery slot."""
-
-    start_ns: int
-    orders: dict[str, tuple[Order, ...]] = field(default_factory=dict)
-    """Participant → its orders, replaced as a whole."""
-    clearing: Clearing | None = None
-    settlements: dict[str, Settlement] = field(default_factory=dict)
-
-    def all_orders(self) -> list[Order]:
-        """The book."""
-        return [order for name in sorted(self.orders) for order in self.orders[name]]
+_SELF_TRADE = {
+    "cancel_newest": kernel.CANCEL_NEWEST,
+    "cancel_oldest": kernel.CANCEL_OLDEST,
+    "cancel_both": kernel.CANCEL_BOTH,
+}
+_RULES = {TimeInForce.IOC: kernel.IOC, TimeInForce.FOK: kernel.FOK}
 
 
 class MarketEngine:
@@ -51,153 +44,497 @@ class MarketEngine:
 
     Args:
         config: The area's rules.
-        mechanism: How a book becomes trades.
+        mechanism: How a book becomes trades; none for the one that the rules name.
+
+    Attributes:
+        on_trade: Is told of every trade with both orders' participants, the resting one first. Outputs only: what it does must
+            not change the engine.
     """
 
     def __init__(self, config: MarketConfig, mechanism: Mechanism | None = None) -> None:
         self.ledger = Ledger()
+        self.risk = Risk(self.ledger)
         self.slots: dict[int, Slot] = {}
+        self.open: dict[int, Slot] = {}
+        """Products whose gate has not closed, by start."""
         self.trades: dict[str, Trade] = {}
         self.rejects: Counter[str] = Counter()
-        self.halted: str | None = None
+        self.halts: dict[str, str] = {}
+        """Cause → reason; orders are taken when there is none."""
         self.now_ns = 0
-        self._mechanism = mechanism or UniformPriceCallAuction()
-        self._flexibility: dict[str, int] = {}
+        self.on_trade: Callable[[Trade, str, str], None] | None = None
+        self._chosen = mechanism
+        self._owners: dict[str, int] = {}
+        self._expiries: list[tuple[int, int, int]] = []
+        self._flexibility: set[str] = set()
         self.configure(config)
 
     def configure(self, config: MarketConfig) -> None:
         """Take rules that hold from now on. They are an input like any other: what was done under others stays done."""
         self.config = config
         self.tariff: Tariff = config.tariff.tariff(config.time_zone)
-        self._participants: Mapping[str, ParticipantModel] = {one.id: one for one in config.participants}
+        self.mechanism = self._chosen or mechanism_of(config)
+        self.risk.configure(config)
         self._slot_ns = config.slot_s * NS
-        self._band = price_ticks(config.price_band)
+        self._close_ns = config.gate_close_s * NS
+        self._halt_move = None if config.halt_move is None else price_ticks(config.halt_move)
+        for slot in self.open.values():
+            self._rebuild(slot)
+
+    def _rebuild(self, slot: Slot) -> None:
+        """Open books follow changed rules: orders outside a narrower band expire, the others keep their places."""
+        band, rule = self.risk.band, _SELF_TRADE[self.config.self_trade]
+        old = slot.book
+        assert old is not None
+        if (old.max_price, old.self_trade_rule) == (band, rule):
+            return
+        for entry in list(slot.live.values()):
+            if abs(entry.limit_ticks) > band:
+                self._withdraw(slot, entry, OrderStatus.EXPIRED)
+        slot.book = Book(-band, band, self_trade_rule=rule)
+        slot.book.restore(old.dump())
+
+    @property
+    def halted(self) -> str | None:
+        """Why the market takes no orders; none when it does."""
+        return "; ".join(self.halts.values()) if self.halts else None
 
     # -- orders
 
+    def place(self, participant: str, orders: Sequence[Order], now_ns: int) -> list[OrderResult]:
+        """New orders, each by itself; a repetition is answered with where its order stands. One result an order."""
+        self.advance(now_ns)
+        if self.risk.too_fast(participant, len(orders), now_ns):
+            return [self._refused(order.client_order_id, (RejectReason.RATE_LIMIT, "")) for order in orders]
+        return [self._place(participant, order, now_ns) for order in orders]
+
+    def _place(self, participant: str, order: Order, now_ns: int) -> OrderResult:
+        slot = self.slots.get(order.slot_start_ns)
+        known = slot.entries.get((participant, order.client_order_id)) if slot is not None else None
+        if known is not None:
+            if known.placed == order:
+                return known.result()
+            return self._refused(order.client_order_id, (RejectReason.DUPLICATE_ID, "known with other contents"))
+        refusal = self.risk.refusal(participant, order, now_ns, halted=self.halted) or self._halt_of(slot, now_ns)
+        if refusal is None:
+            limit = self._limit(order)
+            worst = order.quantity_wh * max(0, limit if order.side is _BUY else -limit)
+            buy, sell = (order.quantity_wh, 0) if order.side is _BUY else (0, order.quantity_wh)
+            refusal = self._collecting(slot, participant, order, now_ns) or self.risk.over(
+                participant, slot, order.slot_start_ns, (buy, sell, worst), now_ns, self.open
+            )
+        if refusal is not None:
+            return self._refused(order.client_order_id, refusal)
+        return self._enter(participant, order, now_ns)
+
     def submit(self, participant: str, slot_ns: int, orders: Sequence[Order], now_ns: int) -> list[OrderResult]:
-        """Replace a participant's orders of a slot; a repetition changes nothing. One result an order."""
-        self.now_ns = max(self.now_ns, now_ns)
-        results = [self._checked(participant, slot_ns, order, now_ns) for order in orders]
-        accepted = tuple(
-            order for order, result in zip(orders, results, strict=True) if result.status is OrderStatus.ACCEPTED
-        )
-        limit = self._batch_limit(participant, slot_ns, accepted)
-        if limit is not None:
-            results = [
-                OrderResult(client_order_id=order.client_order_id, status=OrderStatus.REJECTED, reason=limit)
-                for order in orders
-            ]
-            accepted = ()
-        for result in results:
-            if result.reason is not None:
-                self.rejects[result.reason] += 1
-        if not orders and slot_ns in self.slots and self._gate_open(slot_ns, now_ns):
-            self.slots[slot_ns].orders.pop(participant, None)  # a batch of none takes all orders back
-        if accepted:
-            self.slots.setdefault(slot_ns, Slot(slot_ns)).orders[participant] = accepted
-        return results
+        """Replace a participant's orders of a slot as a whole; a repetition changes nothing. One result an order.
 
-    def _checked(self, participant: str, slot_ns: int, order: Order, now_ns: int) -> OrderResult:
-        reason, detail = self._reject_reason(participant, slot_ns, order, now_ns)
-        status = OrderStatus.ACCEPTED if reason is None else OrderStatus.REJECTED
-        return OrderResult(client_order_id=order.client_order_id, status=status, reason=reason, detail=detail)
+        Orders that are wrong by themselves are refused one by one; a limit that the rest breaks together refuses them all, and
+        what stood before goes on to stand. A batch of none takes all orders of the slot back.
+        """
+        self.advance(now_ns)
+        if self.risk.too_fast(participant, len(orders), now_ns):
+            return [self._refused(order.client_order_id, (RejectReason.RATE_LIMIT, "")) for order in orders]
+        slot = self.slots.get(slot_ns)
+        again = self._repeated(participant, slot, orders)
+        if again is not None:
+            return again
+        refusals = [self._batch_refusal(participant, slot_ns, slot, order, orders, now_ns) for order in orders]
+        accepted = [order for order, refusal in zip(orders, refusals, strict=True) if refusal is None]
+        broken = self._batch_limit(participant, slot_ns, slot, accepted, now_ns)
+        if broken is not None:
+            refusals, accepted = [broken] * len(orders), []
+        if slot is not None and (accepted or (not orders and self.risk.gate_open(slot_ns, now_ns))):
+            for entry in list(slot.own.get(participant, {}).values()):
+                self._withdraw(slot, entry, OrderStatus.CANCELLED)
+                if not entry.filled_wh:  # its name is free again; one that has traded keeps it
+                    slot.entries.pop((participant, entry.placed.client_order_id), None)
+        return [
+            self._enter(participant, order, now_ns)
+            if refusal is None
+            else self._refused(order.client_order_id, refusal)
+            for order, refusal in zip(orders, refusals, strict=True)
+        ]
 
-    def _reject_reason(
-        self, participant: str, slot_ns: int, order: Order, now_ns: int
-    ) -> tuple[RejectReason | None, str]:
-        config, known = self.config, self._participants.get(participant)
-        if known is None:
-            return RejectReason.UNKNOWN_PARTICIPANT, participant
-        if order.participant_id != participant:
-            return RejectReason.NOT_AUTHORISED, "an order of somebody else"
-        if order.area_id != config.area or order.slot_start_ns != slot_ns or slot_ns % self._slot_ns:
-            return RejectReason.UNKNOWN_PRODUCT, f"area {config.area}, slots of {config.slot_s} s"
-        if self.halted:
-            return RejectReason.HALTED, self.halted
-        if not self._gate_open(slot_ns, now_ns):
-            return RejectReason.GATE_CLOSED, "the gate is not open"
-        if order.quantity_wh <= 0:
-            return RejectReason.BAD_QUANTITY, "whole watt-hours above 0"
-        if abs(order.price_ticks) > self._band:
-            return RejectReason.BAD_PRICE, f"within ±{self._band} ticks"
-        limit_w = known.import_limit_w if order.side is Side.BUY else known.export_limit_w
-        if order.quantity_wh > limit_w * config.slot_s / 3600:
-            return RejectReason.INFEASIBLE, f"the connection carries {limit_w:g} W"
-        return None, ""
-
-    def _gate_open(self, slot_ns: int, now_ns: int) -> bool:
-        return slot_ns - self.config.gate_open_s * NS <= now_ns < slot_ns - self.config.gate_close_s * NS
-
-    def _batch_limit(self, participant: str, slot_ns: int, orders: Sequence[Order]) -> RejectReason | None:
-        """Limits over all open orders of a participant, at their worst prices."""
-        known = self._participants.get(participant)
-        if known is None or not orders:
+    def _repeated(self, participant: str, slot: Slot | None, orders: Sequence[Order]) -> list[OrderResult] | None:
+        """The answer to a batch that is already what stands, order for order; none for a new one."""
+        if slot is None or not orders:
             return None
-        ids = [order.client_order_id for order in orders]
-        if len(set(ids)) != len(ids):
-            return RejectReason.DUPLICATE_ID
-        for side, limit_w in ((Side.BUY, known.import_limit_w), (Side.SELL, known.export_limit_w)):
-            energy = sum(order.quantity_wh for order in orders if order.side is side)
-            if energy > limit_w * self.config.slot_s / 3600:
-                return RejectReason.POSITION_LIMIT
-        exposure = sum(_cost(order) for order in orders)
-        for slot in self.slots.values():
-            if slot.clearing is None and slot.start_ns != slot_ns:
-                exposure += sum(_cost(order) for order in slot.orders.get(participant, ()))
-        owed = -min(0, self.ledger.balances[participant] - self._retail_paid(participant))
-        if exposure + owed > known.credit_limit * MONEY_UNITS_PER_CURRENCY_UNIT:
-            return RejectReason.CREDIT_LIMIT
+        known = [slot.entries.get((participant, order.client_order_id)) for order in orders]
+        named = {order.client_order_id for order in orders}
+        others = any(entry.placed.client_order_id not in named for entry in slot.own.get(participant, {}).values())
+        if others or any(entry is None or entry.placed != order for entry, order in zip(known, orders, strict=True)):
+            return None
+        entries = [entry for entry in known if entry is not None]
+        if any(not entry.filled_wh and not entry.open_wh for entry in entries):
+            return None  # one of them was withdrawn since: the batch puts it in again
+        return [entry.result() for entry in entries]
+
+    def _batch_refusal(
+        self, participant: str, slot_ns: int, slot: Slot | None, order: Order, batch: Sequence[Order], now_ns: int
+    ) -> Refusal | None:
+        refusal = self.risk.refusal(participant, order, now_ns, halted=self.halted)
+        if refusal is not None:
+            return refusal
+        if order.slot_start_ns != slot_ns:
+            return RejectReason.UNKNOWN_PRODUCT, "an order of another slot"
+        refusal = self._halt_of(slot, now_ns)
+        if refusal is not None:
+            return refusal
+        done = slot.entries.get((participant, order.client_order_id)) if slot is not None else None
+        if done is not None and done.filled_wh:
+            return RejectReason.DUPLICATE_ID, "it has traded"
+        if self._continuous(slot_ns, now_ns):
+            return None
+        if order.time_in_force in _RULES:
+            return RejectReason.BAD_TIME_IN_FORCE, "orders are only collected now"
+        if order.side is _SELL:
+            limit = self._limit(order)
+            for other in batch:
+                if other.side is _BUY and other.slot_start_ns == slot_ns and self._limit(other) >= limit:
+                    return RejectReason.SELF_TRADE, f"it would meet {other.client_order_id[:64]}"
         return None
 
-    def _retail_paid(self, participant: str) -> int:
-        """What went to the retailer is billed by the retailer, and no risk of the market."""
-        return self.ledger.paid[participant, "residual"]
+    def _batch_limit(
+        self, participant: str, slot_ns: int, slot: Slot | None, orders: Sequence[Order], now_ns: int
+    ) -> Refusal | None:
+        """Limits over the whole batch, less what it replaces."""
+        if not orders:
+            return None
+        if len({order.client_order_id for order in orders}) != len(orders):
+            return RejectReason.DUPLICATE_ID, "twice in one batch"
+        buy = sum(order.quantity_wh for order in orders if order.side is _BUY)
+        sell = sum(order.quantity_wh for order in orders if order.side is _SELL)
+        cost = 0
+        for order in orders:
+            limit = self._limit(order)
+            cost += order.quantity_wh * max(0, limit if order.side is _BUY else -limit)
+        if slot is not None:
+            for entry in slot.own.get(participant, {}).values():
+                cost -= entry.open_wh * entry.cost_ticks
+                if entry.buys:
+                    buy -= entry.open_wh
+                else:
+                    sell -= entry.open_wh
+        return self.risk.over(participant, slot, slot_ns, (buy, sell, cost), now_ns, self.open)
 
-    def halt(self, reason: str) -> None:
-        """Take no orders until :meth:`resume`."""
-        self.halted = reason
+    def amend(
+        self, participant: str, slot_ns: int, client_order_id: str, quantity_wh: int, limit_ticks: int, now_ns: int
+    ) -> OrderResult:
+        """Other terms for an open order; see :class:`wattmesh_a2a.messages.OrderAmend`."""
+        self.advance(now_ns)
+        if self.risk.too_fast(participant, 1, now_ns):
+            return self._refused(client_order_id, (RejectReason.RATE_LIMIT, ""))
+        slot = self.open.get(slot_ns)
+        entry = slot.entries.get((participant, client_order_id)) if slot is not None else None
+        if slot is None or entry is None or entry.number not in slot.live:
+            return self._refused(client_order_id, (RejectReason.UNKNOWN_ORDER, "not open in this product"))
+        order = entry.order
+        wanted = Order(
+            client_order_id=client_order_id,
+            participant_id=participant,
+            area_id=order.area_id,
+            slot_start_ns=slot_ns,
+            side=order.side,
+            quantity_wh=quantity_wh,
+            price_ticks=limit_ticks,
+            kind=order.kind,
+            time_in_force=order.time_in_force,
+            expires_ns=order.expires_ns,
+        )
+        refusal = self.risk.refusal(participant, wanted, now_ns, halted=self.halted) or self._halt_of(slot, now_ns)
+        if refusal is None and quantity_wh <= entry.filled_wh:
+            refusal = RejectReason.BAD_QUANTITY, f"{entry.filled_wh} Wh of it have traded"
+        limit = self._limit(wanted)
+        if refusal is None:
+            more = quantity_wh - entry.filled_wh - entry.open_wh
+            worst = max(0, limit if order.side is _BUY else -limit)
+            cost = (quantity_wh - entry.filled_wh) * worst - entry.open_wh * entry.cost_ticks
+            change = (more, 0, cost) if order.side is _BUY else (0, more, cost)
+            refusal = self._collecting(slot, participant, wanted, now_ns) or self.risk.over(
+                participant, slot, slot_ns, change, now_ns, self.open
+            )
+        if refusal is not None:
+            return self._refused(client_order_id, refusal)
+        self._open(slot, entry, -entry.open_wh)
+        entry.order = wanted
+        entry.price_at(limit)
+        self._open(slot, entry, quantity_wh - entry.filled_wh)
+        assert slot.book is not None
+        slot.book.matching = self._continuous(slot_ns, now_ns)
+        before = slot.book.fill_count
+        slot.book.amend(entry.number, limit, quantity_wh - entry.filled_wh)
+        return self._after(slot, entry, before, now_ns)
 
-    def resume(self) -> None:
-        """Take orders again."""
-        self.halted = None
+    def cancel(
+        self, participant: str, now_ns: int, *, slot_ns: int | None = None, client_order_ids: Sequence[str] = ()
+    ) -> list[OrderResult]:
+        """Take open orders back: the named ones, or all of a slot, or all; also while the market is halted."""
+        self.advance(now_ns)
+        results: list[OrderResult] = []
+        wanted = set(client_order_ids)
+        for start in sorted(self.open) if slot_ns is None else [slot_ns]:
+            slot = self.open.get(start)
+            if slot is None or not self.risk.gate_open(start, now_ns):
+                continue
+            for entry in list(slot.own.get(participant, {}).values()):
+                if not client_order_ids or entry.placed.client_order_id in wanted:
+                    self._withdraw(slot, entry, OrderStatus.CANCELLED)
+                    results.append(entry.result())
+        found = {result.client_order_id for result in results}
+        results += [
+            self._refused(name, (RejectReason.UNKNOWN_ORDER, "not open"))
+            for name in client_order_ids
+            if name not in found
+        ]
+        return results
+
+    def elsewhere(self, client_order_ids: Sequence[str]) -> list[OrderResult]:
+        """Refuse what is asked of another area's orders."""
+        refusal = (RejectReason.UNKNOWN_PRODUCT, f"this is area {self.config.area}")
+        return [self._refused(name, refusal) for name in client_order_ids]
+
+    # -- inside an order
+
+    def _limit(self, order: Order) -> int:
+        """Its price in the book: a market order takes any that the band allows."""
+        if order.kind is _LIMIT:
+            return order.price_ticks
+        return self.risk.band if order.side is _BUY else -self.risk.band
+
+    def _continuous(self, slot_ns: int, now_ns: int) -> bool:
+        return self.mechanism.continuous(now_ns, slot_ns - self._close_ns)
+
+    def _halt_of(self, slot: Slot | None, now_ns: int) -> Refusal | None:
+        if slot is not None and now_ns < slot.halted_until_ns:
+            return RejectReason.HALTED, "the product's price moved too fast"
+        return None
+
+    def _collecting(self, slot: Slot | None, participant: str, order: Order, now_ns: int) -> Refusal | None:
+        """What is refused only while orders are collected: nobody may meet itself there, and nothing trades at once."""
+        if self._continuous(order.slot_start_ns, now_ns):
+            return None
+        if order.time_in_force in _RULES:
+            return RejectReason.BAD_TIME_IN_FORCE, "orders are only collected now"
+        limit = self._limit(order)
+        for entry in slot.own.get(participant, {}).values() if slot is not None else ():
+            if entry.order.side is not order.side and (
+                entry.limit_ticks >= limit if order.side is _SELL else entry.limit_ticks <= limit
+            ):
+                return RejectReason.SELF_TRADE, f"it would meet {entry.placed.client_order_id[:64]}"
+        return None
+
+    def _refused(self, client_order_id: str, refusal: Refusal) -> OrderResult:
+        reason, detail = refusal
+        self.rejects[reason] += 1
+        return OrderResult(client_order_id=client_order_id, status=OrderStatus.REJECTED, reason=reason, detail=detail)
+
+    def _enter(self, participant: str, order: Order, now_ns: int) -> OrderResult:
+        """Into the book; everything has been checked."""
+        slot = self.slots.get(order.slot_start_ns)
+        if slot is None:
+            slot = self.slots[order.slot_start_ns] = Slot(order.slot_start_ns)
+        book = slot.book
+        if book is None:
+            band = self.risk.band
+            book = slot.book = Book(-band, band, self_trade_rule=_SELF_TRADE[self.config.self_trade])
+            self.open[order.slot_start_ns] = slot
+        owner = self._owners.get(participant)
+        if owner is None:
+            owner = self._owners[participant] = len(self._owners)
+        book.matching = self._continuous(order.slot_start_ns, now_ns)
+        rule = _RULES.get(order.time_in_force, kernel.REST)
+        if order.kind is _MARKET and book.matching and rule == kernel.REST:
+            rule = kernel.IOC
+        before, limit = book.fill_count, self._limit(order)
+        number = book.place(owner, 0 if order.side is _BUY else 1, limit, order.quantity_wh, rule)
+        entry = Entry(order, order, number, limit)
+        slot.entries[participant, order.client_order_id] = entry
+        slot.live[number] = entry
+        slot.own.setdefault(participant, {})[number] = entry
+        self._open(slot, entry, order.quantity_wh)
+        result = self._after(slot, entry, before, now_ns)
+        if order.expires_ns is not None and entry.open_wh:
+            heapq.heappush(self._expiries, (order.expires_ns, order.slot_start_ns, number))
+        return result
+
+    def _after(self, slot: Slot, entry: Entry, before: int, now_ns: int) -> OrderResult:
+        """Book what an order has just done, and say where it stands."""
+        book = slot.book
+        assert book is not None
+        rested, met_itself, withdrawn = book.rested, book.self_trade, book.withdrawn
+        trades = self._book_trades(slot, before, now_ns) if book.fill_count > before else ()
+        for number, _ in withdrawn:
+            self._release(slot, slot.live[number], OrderStatus.CANCELLED)
+        if not rested and entry.open_wh:
+            self._release(slot, entry, OrderStatus.CANCELLED)
+        return entry.result(trades, "it met an order of its own participant" if met_itself else "")
+
+    def _open(self, slot: Slot, entry: Entry, change_wh: int) -> None:
+        """Change what is open of an order, and with it exposure and position."""
+        entry.open_wh += change_wh
+        name = entry.placed.participant_id
+        position = slot.positions.get(name)
+        if position is None:
+            position = slot.positions[name] = Position()
+        if entry.buys:
+            position.open_buy += change_wh
+        else:
+            position.open_sell += change_wh
+        exposure = self.risk.exposure
+        exposure[name] = exposure.get(name, 0) + change_wh * entry.cost_ticks
+
+    def _release(self, slot: Slot, entry: Entry, status: OrderStatus) -> None:
+        """An order that has left the book: forget what was open of it."""
+        self._open(slot, entry, -entry.open_wh)
+        entry.status = status
+        del slot.live[entry.number]
+        del slot.own[entry.placed.participant_id][entry.number]
+
+    def _withdraw(self, slot: Slot, entry: Entry, status: OrderStatus) -> None:
+        assert slot.book is not None
+        slot.book.cancel(entry.number)
+        self._release(slot, entry, status)
+
+    def _book_trades(self, slot: Slot, before: int, now_ns: int) -> tuple[Trade, ...]:
+        """The book's new fills as trades: positions, ledger, candles."""
+        assert slot.book is not None
+        made = []
+        head = f"{self.config.area}-{slot.start_ns // NS}-"
+        for maker_number, taker_number, price, quantity in slot.book.fills(before):
+            maker, taker = slot.live[maker_number], slot.live[taker_number]
+            buy, sell = (taker, maker) if taker.buys else (maker, taker)
+            trade = Trade(
+                id=f"{head}{len(slot.trades) + 1}",
+                area_id=self.config.area,
+                slot_start_ns=slot.start_ns,
+                buyer_id=buy.placed.participant_id,
+                seller_id=sell.placed.participant_id,
+                quantity_wh=quantity,
+                price_ticks=price,
+                buy_order_id=buy.placed.client_order_id,
+                sell_order_id=sell.placed.client_order_id,
+            )
+            for entry in (maker, taker):
+                self._open(slot, entry, -quantity)
+                entry.filled_wh += quantity
+                if entry.open_wh == 0:
+                    self._release(slot, entry, _FILLED)
+                else:
+                    entry.status = _PARTIALLY
+            slot.positions[trade.buyer_id].bought += quantity
+            slot.positions[trade.seller_id].sold += quantity
+            top = price if buy.order.kind is _MARKET else buy.limit_ticks
+            bottom = price if sell.order.kind is _MARKET else sell.limit_ticks
+            slot.welfare_units += quantity * (top - bottom)
+            slot.trade(trade, now_ns)
+            self.trades[trade.id] = trade
+            self.ledger.transfer(trade.id, trade.buyer_id, trade.seller_id, quantity * price, "trade")
+            made.append(trade)
+            if self.on_trade is not None:
+                self.on_trade(trade, maker.placed.participant_id, taker.placed.participant_id)
+        self._watch(slot, made[-1].price_ticks, now_ns)
+        return tuple(made)
+
+    def _watch(self, slot: Slot, price: int, now_ns: int) -> None:
+        """Halt a product whose last price is too far from that of the window's first trade."""
+        if self._halt_move is None:
+            return
+        if slot.reference is None or now_ns - slot.reference[1] > self.config.halt_window_s * NS:
+            slot.reference = (price, now_ns)
+        elif abs(price - slot.reference[0]) > self._halt_move:
+            slot.halted_until_ns = now_ns + self.config.halt_s * NS
+            slot.reference = (price, now_ns)
+
+    # -- switches
+
+    def halt(self, reason: str, cause: str = OPERATOR) -> None:
+        """Take no orders until :meth:`resume` of the same cause; open orders stay and may be cancelled."""
+        self.halts[cause] = reason
+
+    def resume(self, cause: str = OPERATOR) -> None:
+        """One cause to halt is gone."""
+        self.halts.pop(cause, None)
+
+    def suspend(self, participant: str, reason: str) -> int:
+        """Switch a participant off: its open orders are withdrawn and new ones refused. How many were withdrawn."""
+        self.risk.suspended[participant] = reason
+        count = 0
+        for start in sorted(self.open):
+            slot = self.open[start]
+            for entry in list(slot.own.get(participant, {}).values()):
+                self._withdraw(slot, entry, OrderStatus.CANCELLED)
+                count += 1
+        return count
+
+    def reinstate(self, participant: str) -> None:
+        """A participant may trade again."""
+        self.risk.suspended.pop(participant, None)
+
+    def observe(self, participant: str, site: SiteState) -> None:
+        """What a site can physically do, from its telemetry."""
+        self.risk.sites[participant] = site
 
     # -- time
 
+    def advance(self, now_ns: int) -> None:
+        """Time has come this far (it never goes back): orders whose time is over expire."""
+        self.now_ns = max(self.now_ns, now_ns)
+        while self._expiries and self._expiries[0][0] <= self.now_ns:
+            _, start, number = heapq.heappop(self._expiries)
+            slot = self.open.get(start)
+            entry = slot.live.get(number) if slot is not None else None
+            if slot is not None and entry is not None:
+                self._withdraw(slot, entry, OrderStatus.EXPIRED)
+
     def due(self, now_ns: int) -> list[int]:
         """Slots whose gate has closed and that are not cleared."""
-        close = self.config.gate_close_s * NS
-        return sorted(
-            slot.start_ns for slot in self.slots.values() if slot.clearing is None and slot.start_ns - close <= now_ns
-        )
+        return sorted(start for start in self.open if start - self._close_ns <= now_ns)
 
     def clear(self, slot_ns: int) -> list[Commitment]:
-        """Close the gate of a slot: its trades are booked; the commitments of all that had orders in it."""
+        """Close the gate of a slot: the mechanism's last trades are booked; the commitments of all that had orders in it."""
         slot = self.slots[slot_ns]
-        if slot.clearing is None:
-            slot.clearing = self._mechanism.clear(self.config.area, slot_ns, slot.all_orders())
-            for trade in slot.clearing.trades:
-                self.trades[trade.id] = trade
-                self.ledger.transfer(
-                    trade.id, trade.buyer_id, trade.seller_id, trade.quantity_wh * trade.price_ticks, "trade"
-                )
-        return [self.commitment(name, slot_ns) for name in sorted(slot.orders)]
+        if slot_ns in self.open:
+            self._close(slot, self.mechanism, Phase.CLOSED)
+        return [self.commitment(name, slot_ns) for name in slot.told]
 
-    def void(self, slot_ns: int) -> None:
-        """A slot whose delivery had begun before it could be cleared: nobody could still follow a commitment, so none is made."""
-        slot = self.slots[slot_ns]
-        if slot.clearing is None:
-            slot.clearing = Clearing(price_ticks=None, volume_wh=0, trades=(), welfare_units=0)
+    def void(self, slot_ns: int) -> list[Commitment]:
+        """A slot whose delivery had begun before its gate was closed: nobody could still follow a new trade, so none is made.
+
+        What had traded continuously was acknowledged to both sides and stands.
+        """
+        if slot_ns in self.open:
+            self._close(self.slots[slot_ns], None, Phase.VOID)
+        return [self.commitment(name, slot_ns) for name in self.slots[slot_ns].told]
+
+    def _close(self, slot: Slot, mechanism: Mechanism | None, phase: Phase) -> None:
+        book = slot.book
+        assert book is not None
+        self.advance(slot.start_ns - self._close_ns)
+        people = {name for name, own in slot.own.items() if own} | set(slot.trades_of)
+        orders = [entry.order for entry in slot.entries.values() if entry.open_wh or entry.filled_wh]
+        before = book.fill_count
+        price = mechanism.close(book) if mechanism is not None else None
+        if book.fill_count > before:
+            self._book_trades(slot, before, slot.start_ns - self._close_ns)
+        for entry in list(slot.live.values()):
+            self._release(slot, entry, OrderStatus.EXPIRED)
+        slot.told = tuple(sorted(people)) if phase is Phase.CLOSED or slot.trades else ()
+        slot.offered = (
+            len(orders),
+            sum(order.quantity_wh for order in orders if order.side is _BUY),
+            sum(order.quantity_wh for order in orders if order.side is _SELL),
+        )
+        slot.book, slot.phase = None, phase
+        slot.close(price)
+        del self.open[slot.start_ns]
 
     def commitment(self, participant: str, slot_ns: int) -> Commitment:
         """A participant's net of a cleared slot."""
         slot = self.slots.get(slot_ns)
-        clearing = slot.clearing if slot is not None else None
-        trades = tuple(
-            trade
-            for trade in (clearing.trades if clearing is not None else ())
-            if participant in {trade.buyer_id, trade.seller_id}
-        )
+        closed = slot is not None and slot.clearing is not None
+        trades = tuple(slot.trades_of.get(participant, ())) if slot is not None and closed else ()
         net = sum(trade.quantity_wh if trade.buyer_id == participant else -trade.quantity_wh for trade in trades)
         return Commitment(
             participant_id=participant,
@@ -205,75 +542,128 @@ class MarketEngine:
             slot_start_ns=slot_ns,
             slot_s=self.config.slot_s,
             net_wh=net,
-            clearing_price_ticks=clearing.price_ticks if clearing is not None else None,
+            clearing_price_ticks=slot.clearing.price_ticks if slot is not None and slot.clearing is not None else None,
             trades=trades,
         )
 
     # -- settlement
 
-    def settle(self, slot_ns: int, participant: str, metered_wh: int, *, substituted: bool) -> Settlement | None:
-        """Settle a participant's slot; a second call corrects a substituted one and changes nothing otherwise.
+    def settle(
+        self, slot_ns: int, participant: str, metered_wh: int | None, *, substituted: bool = False
+    ) -> Settlement | None:
+        """Settle a participant's slot; a later call corrects a substituted one and changes nothing otherwise.
 
-        The residual, metered less committed, is bought from the retailer at the tariff's price of the slot when positive,
-        and sold to it at the feed-in price when negative.
+        Args:
+            slot_ns: The slot's start.
+            participant: Who; must not be new to the area.
+            metered_wh: Import less export; none where no meter reported the whole slot: the stated substitute is taken.
+            substituted: Whether the energy is an estimate that a later call may correct.
         """
         slot = self.slots.setdefault(slot_ns, Slot(slot_ns))
         before = slot.settlements.get(participant)
+        substituted = substituted or metered_wh is None
         if before is not None and (not before.substituted or substituted):
             return None
-        commitment = self.commitment(participant, slot_ns)
-        residual = metered_wh - commitment.net_wh
-        price = self.tariff.import_price_ticks(slot_ns) if residual > 0 else self.tariff.feed_in_ticks()
-        settlement = Settlement(
-            participant_id=participant,
-            area_id=self.config.area,
-            slot_start_ns=slot_ns,
-            committed_wh=commitment.net_wh,
-            metered_wh=metered_wh,
+        trades = slot.trades_of.get(participant, [])
+        method = "estimate" if substituted else "meter"
+        if metered_wh is None:
+            committed = sum(one.quantity_wh if one.buyer_id == participant else -one.quantity_wh for one in trades)
+            metered_wh, method = substitute_wh(participant, slot_ns, committed, self.slots)
+        return self._settled(slot, participant, trades, metered_wh, method, substituted=substituted)
+
+    def _settled(
+        self, slot: Slot, participant: str, trades: Sequence[Trade], metered: int, method: str, *, substituted: bool
+    ) -> Settlement:
+        before = slot.settlements.get(participant)
+        if slot.prices is None:
+            slot.prices = self._prices(slot.start_ns)
+        settlement = settlement_of(
+            participant,
+            self.config.area,
+            slot.start_ns,
+            trades,
+            metered,
+            slot.prices,
+            method=method,
             substituted=substituted,
-            trade_units=sum(
-                (1 if trade.buyer_id == participant else -1) * trade.quantity_wh * trade.price_ticks
-                for trade in commitment.trades
-            ),
-            residual_units=residual * price,
-            flexibility_units=before.flexibility_units if before is not None else 0,
+            flexibility_units=slot.flexibility.get(participant, 0),
+            revision=0 if before is None else before.revision + 1,
         )
-        already = before.residual_units if before is not None else 0
-        self.ledger.transfer(
-            f"{participant}-{slot_ns // NS}", participant, RETAILER, settlement.residual_units - already, "residual"
-        )
+        name = f"{participant}-{slot.start_ns // NS}" + (f"-r{settlement.revision}" if settlement.revision else "")
+        for payee, reason, now, then in (
+            (RETAILER, "residual", settlement.residual_units, before.residual_units if before is not None else 0),
+            (GRID_OPERATOR, "fee", settlement.fee_units, before.fee_units if before is not None else 0),
+            (LEVIES, "levy", settlement.levy_units, before.levy_units if before is not None else 0),
+            (IMBALANCE, "imbalance", settlement.imbalance_units, before.imbalance_units if before is not None else 0),
+        ):
+            self.ledger.transfer(name, participant, payee, now - then, reason)
         slot.settlements[participant] = settlement
         return settlement
 
-    def pay_flexibility(self, event_id: str, participant: str, units: int) -> bool:
-        """Pay for demand response, once an event and participant; the grid operator pays. Returns whether it was new."""
+    def _prices(self, slot_ns: int) -> Prices:
+        config = self.config
+        return Prices(
+            import_ticks=self.tariff.import_price_ticks(slot_ns),
+            feed_in_ticks=self.tariff.feed_in_ticks(),
+            fee_ticks=price_ticks(config.grid_fee),
+            levy_ticks=price_ticks(config.levy),
+            imbalance_ticks=price_ticks(config.imbalance_fee),
+        )
+
+    def pay_flexibility(self, event_id: str, participant: str, units: int, slot_ns: int | None = None) -> bool:
+        """Pay for demand response, once an event and participant; the grid operator pays. Returns whether it was new.
+
+        With a slot it stands in that slot's settlement, which is revised when it was settled before.
+        """
         key = f"{event_id}/{participant}"
         if key in self._flexibility or units < 0:
             return False
-        self._flexibility[key] = units
+        self._flexibility.add(key)
         self.ledger.transfer(key, GRID_OPERATOR, participant, units, "flexibility")
+        if slot_ns is not None:
+            start = slot_ns - slot_ns % self._slot_ns
+            slot = self.slots.setdefault(start, Slot(start))
+            slot.flexibility[participant] = slot.flexibility.get(participant, 0) + units
+            before = slot.settlements.get(participant)
+            if before is not None and units:
+                trades = slot.trades_of.get(participant, [])
+                self._settled(
+                    slot, participant, trades, before.metered_wh, before.method, substituted=before.substituted
+                )
         return True
+
+    # -- the state as a whole
+
+    def dump(self) -> dict[str, Any]:
+        """Everything that decides what comes next, as plain values: for snapshots and :meth:`state_hash`."""
+        return {
+            "now": self.now_ns,
+            "ledger": self.ledger.dump(),
+            "risk": self.risk.dump(),
+            "slots": [slot.dump() for slot in self.slots.values()],
+            "open": list(self.open),
+            "rejects": dict(self.rejects),
+            "halts": dict(self.halts),
+            "owners": list(self._owners),
+            "expiries": sorted(self._expiries),
+            "flexibility": sorted(self._flexibility),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Become what :meth:`dump` saw; the rules are those of :meth:`configure`."""
+        self.now_ns = state["now"]
+        self.ledger.restore(state["ledger"])
+        self.risk.restore(state["risk"])
+        rule = _SELF_TRADE[self.config.self_trade]
+        slots = [Slot.restored(row, self.risk.band, rule) for row in state["slots"]]
+        self.slots = {slot.start_ns: slot for slot in slots}
+        self.open = {start: self.slots[start] for start in state["open"]}
+        self.trades = {trade.id: trade for slot in slots for trade in slot.trades}
+        self.rejects, self.halts = Counter(state["rejects"]), dict(state["halts"])
+        self._owners = {name: code for code, name in enumerate(state["owners"])}
+        self._expiries = [(row[0], row[1], row[2]) for row in state["expiries"]]
+        self._flexibility = set(state["flexibility"])
 
     def state_hash(self) -> str:
         """A hash of all that matters: equal states, equal hashes."""
-        state: dict[str, Any] = {
-            "ledger": self.ledger.digest,
-            "trades": [repr(self.trades[name]) for name in sorted(self.trades)],
-            "books": {slot.start_ns: sorted(map(repr, slot.all_orders())) for slot in self.slots.values()},
-            "settled": {
-                slot.start_ns: [repr(slot.settlements[name]) for name in sorted(slot.settlements)]
-                for slot in self.slots.values()
-                if slot.settlements
-            },
-            "halted": self.halted,
-        }
-        return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
-
-
-def _cost(order: Order) -> int:
-    """What an order may cost its owner at worst: a purchase its price, a sale at a negative price what it pays to be rid of it.
-
-    Energy that is sold and not delivered is bought from the retailer, who bills it; that is no credit of the market's.
-    """
-    price = order.price_ticks if order.side is Side.BUY else -order.price_ticks
-    return order.quantity_wh * max(0, price)
+        return hashlib.sha256(json.dumps(self.dump(), sort_keys=True).encode()).hexdigest()

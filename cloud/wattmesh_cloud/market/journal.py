@@ -1,17 +1,26 @@
 """The market's inputs on disk, durable before they are acknowledged; replayed on start to the same state.
 
-Each entry: length (u32), CRC-32 (u32), JSON. Entries that wait at the same time are made durable by one ``fdatasync``.
+Entries that wait at the same time are one block: one write, one ``fdatasync``. A block is
+
+    "WMJ2" · length of body u32 · CRC-32 u32 of all that follows · number of the first entry u64 · entries u32 · chain 16 B · body
+
+little-endian, the body being entries of length u32 and JSON each, the chain being BLAKE2b-128 of the chain before and the body.
+A block is written only after the one before is durable. Therefore a broken block with a whole one behind it is damage, and a
+broken block at the end is a write that the machine did not finish: nobody was told of anything in it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import hashlib
 import json
 import logging
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,61 +28,102 @@ from wattmesh_a2a.errors import ConfigurationError, InvalidMessageError, Unavail
 
 log = logging.getLogger(__name__)
 
-_HEAD = struct.Struct("<II")
+_MAGIC = b"WMJ2"
+_HEAD = struct.Struct("<4sIIQI16s")
+_CHECKED_FROM = 12
+_LENGTH = struct.Struct("<I")
 _LONGEST = 1_000_000
+_GROUP_BYTES = 8_000_000
+START = hashlib.blake2b(b"wattmesh market journal", digest_size=16).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A whole block of a journal."""
+
+    end: int
+    """Where it ends in the file."""
+    first: int
+    """Number of its first entry, from 0."""
+    bodies: tuple[bytes, ...]
+    chain: bytes
 
 
 class Journal:
-    """An append-only file with a single writer.
+    """An append-only file with a single writer, which a lock guards.
 
     Args:
         path: The file; its folder is made.
 
     Raises:
-        ConfigurationError: An entry in the middle is damaged: nothing is guessed about what followed.
+        ConfigurationError: Another process writes it, it is no journal, or a block in the middle is damaged: nothing is guessed
+            about what followed.
     """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
-        self.torn = 0
-        self._size = self._check()
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        if self.torn:
-            os.ftruncate(self._file, self._size)
-            log.warning("%s: cut a torn end of %d bytes", path, self.torn)
+        try:
+            self._lock()
+            self.torn = 0
+            self._size, self.count, self.chain = 0, 0, START
+            self._check()
+            if self.torn:
+                os.ftruncate(self._file, self._size)
+                os.fsync(self._file)
+                log.warning("%s: cut a torn end of %d bytes", path, self.torn)
+            sync_folder(path.parent)
+        except BaseException:
+            os.close(self._file)
+            raise
         self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
         self._writer: asyncio.Task[None] | None = None
+        self._broken: OSError | None = None
 
-    def _check(self) -> int:
-        content = self._path.read_bytes() if self._path.exists() else b""
-        at = 0
-        while at < len(content):
-            body = _entry(content, at)
-            if body is None:
-                if _whole_entry_after(content, at):
-                    raise ConfigurationError(
-                        f"{self._path}: damaged at byte {at}, with whole entries behind it; restore it from a backup"
-                    )
-                self.torn = len(content) - at
-                return at
-            at += _HEAD.size + len(body)
-        return at
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigurationError(
+                f"{self._path}: another process writes it; one market area has one writer"
+            ) from error
 
-    def entries(self) -> Iterator[dict[str, Any]]:
-        """All entries from the start."""
+    def _check(self) -> None:
         content = self._path.read_bytes()
-        at = 0
-        while at < len(content):
-            body = _entry(content, at)
-            if body is None:
-                return
-            yield json.loads(body)
-            at += _HEAD.size + len(body)
+        for block in read_blocks(self._path, content, 0, 0, START):
+            self._size, self.chain = block.end, block.chain
+            self.count = block.first + len(block.bodies)
+        self.torn = len(content) - self._size
+        if self.torn and self._size == 0 and content.strip(b"\0") and content[:4] != _MAGIC[: len(content)]:
+            raise ConfigurationError(
+                f"{self._path}: no journal of a market (format 2); move it away or restore a backup"
+            )
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._path
+
+    def entries(self, after: int = 0) -> Iterator[dict[str, Any]]:
+        """All entries from number ``after`` on."""
+        for block in read_blocks(self._path, self._path.read_bytes(), 0, 0, START):
+            for number, body in enumerate(block.bodies, block.first):
+                if number >= after:
+                    yield json.loads(body)
+
+    def chain_at(self, count: int) -> str | None:
+        """The chain, in hex, behind the block that ends with the ``count``-th entry; none when no block ends there."""
+        if count == 0:
+            return START.hex()
+        for block in read_blocks(self._path, self._path.read_bytes(), 0, 0, START):
+            if block.first + len(block.bodies) == count:
+                return block.chain.hex()
+        return None
 
     def append_now(self, entry: dict[str, Any]) -> None:
         """Write one entry and return when it is durable; blocks."""
-        self._write(_framed(entry))
+        self._commit([_body(entry)])
 
     async def append(self, entry: dict[str, Any]) -> None:
         """Return when the entry is durable, together with all that arrived meanwhile.
@@ -81,8 +131,12 @@ class Journal:
         Raises:
             UnavailableError: The disk does not take it; nothing of it stays in the file.
         """
+        await self.append_body(_body(entry))
+
+    async def append_body(self, body: bytes) -> None:
+        """As :meth:`append`, of an entry that is JSON already."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((_framed(entry), future))
+        self._waiting.append((body, future))
         if self._writer is None or self._writer.done():
             self._writer = asyncio.get_running_loop().create_task(self._write_waiting(), name="journal")
         await future
@@ -93,10 +147,10 @@ class Journal:
         Callers wake in the order of their entries, so what they then do happens in the journal's order.
         """
         while self._waiting:
-            group, self._waiting = self._waiting, []
+            group, self._waiting = self._next_group()
             failure: UnavailableError | None = None
             try:
-                await asyncio.to_thread(self._write, b"".join(frame for frame, _ in group))
+                await asyncio.to_thread(self._commit, [body for body, _ in group])
             except OSError as error:
                 failure = UnavailableError(f"{self._path}: {error.strerror}")
                 failure.__cause__ = error
@@ -108,43 +162,152 @@ class Journal:
                 else:
                     waiting.set_exception(failure)
 
+    def _next_group(self) -> tuple[list[tuple[bytes, asyncio.Future[None]]], list[tuple[bytes, asyncio.Future[None]]]]:
+        size = 0
+        for index, (body, _) in enumerate(self._waiting):
+            size += len(body)
+            if size > _GROUP_BYTES:
+                return self._waiting[:index], self._waiting[index:]
+        return self._waiting, []
+
+    def _commit(self, bodies: Sequence[bytes]) -> None:
+        content, chain = _framed(bodies, self.count, self.chain)
+        self._write(content)
+        self.count, self.chain = self.count + len(bodies), chain
+
     def _write(self, content: bytes) -> None:
-        """All of it, durable, or nothing of it."""
+        """All of it, durable, or nothing of it.
+
+        After a failed ``fdatasync`` nobody knows what is on the disk (the kernel may have dropped the pages), so nothing is
+        written any more until a restart has read the file again.
+        """
+        if self._broken is not None:
+            raise self._broken
         try:
             left = memoryview(content)
             while left:
                 left = left[os.write(self._file, left) :]
-            os.fdatasync(self._file)
         except OSError:
             os.ftruncate(self._file, self._size)
+            raise
+        try:
+            os.fdatasync(self._file)
+        except OSError as error:
+            self._broken = error
             raise
         self._size += len(content)
 
     def close(self) -> None:
-        """Release the file."""
+        """Release the file and its lock."""
         os.close(self._file)
 
 
-def _framed(entry: dict[str, Any]) -> bytes:
-    body = json.dumps(entry, separators=(",", ":"), sort_keys=True, allow_nan=False).encode()
+class Follower:
+    """Reads a journal while another process writes it: a standby's ears.
+
+    Args:
+        path: The file; it need not be there yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._at = 0
+        self.count, self.chain = 0, START
+
+    def read(self) -> list[dict[str, Any]]:
+        """The entries that have come since the last call. A block under way is left for the next one.
+
+        Raises:
+            ConfigurationError: The journal is damaged, or another one than before.
+        """
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size < self._at:
+                raise ConfigurationError(f"{self._path}: shorter than it was; begin again")
+            file.seek(self._at)
+            content = file.read()
+        found: list[dict[str, Any]] = []
+        start = self._at
+        for block in read_blocks(self._path, content, start, self.count, self.chain):
+            found += [json.loads(body) for body in block.bodies]
+            self._at, self.chain = block.end, block.chain
+            self.count = block.first + len(block.bodies)
+        return found
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable: a new file is found after a power cut only then."""
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _body(entry: dict[str, Any]) -> bytes:
+    body = json.dumps(entry, separators=(",", ":"), allow_nan=False).encode()
     if len(body) > _LONGEST:
         raise InvalidMessageError(f"a journal entry of {len(body)} bytes is over {_LONGEST}")
-    return _HEAD.pack(len(body), zlib.crc32(body)) + body
+    return body
 
 
-def _entry(content: bytes, at: int) -> bytes | None:
+def _framed(bodies: Sequence[bytes], first: int, chain: bytes) -> tuple[bytes, bytes]:
+    body = b"".join([part for one in bodies for part in (_LENGTH.pack(len(one)), one)])
+    chain = hashlib.blake2b(chain + body, digest_size=16).digest()
+    head = _HEAD.pack(_MAGIC, len(body), 0, first, len(bodies), chain)
+    crc = zlib.crc32(body, zlib.crc32(head[_CHECKED_FROM:]))
+    return _HEAD.pack(_MAGIC, len(body), crc, first, len(bodies), chain) + body, chain
+
+
+def read_blocks(path: Path, content: bytes, start: int, count: int, chain: bytes) -> Iterator[Block]:
+    """The whole blocks of ``content``, which begins at byte ``start`` of the file.
+
+    Raises:
+        ConfigurationError: Something in the middle is broken, or a block does not follow the one before.
+    """
+    at = 0
+    while at < len(content):
+        block = _block(content, at)
+        if block is None:
+            if _whole_block_after(content, at):
+                raise ConfigurationError(
+                    f"{path}: damaged at byte {start + at}, with whole entries behind it; restore it from a backup"
+                )
+            return
+        body = content[at + _HEAD.size : block.end]
+        if block.first != count or block.chain != hashlib.blake2b(chain + body, digest_size=16).digest():
+            raise ConfigurationError(
+                f"{path}: damaged at byte {start + at}, this block does not follow the one before; restore it from a backup"
+            )
+        yield Block(start + block.end, block.first, block.bodies, block.chain)
+        at, count, chain = block.end, count + len(block.bodies), block.chain
+
+
+def _block(content: bytes, at: int) -> Block | None:
+    """The block that begins here; none when it is not whole."""
     if at + _HEAD.size > len(content):
         return None
-    length, crc = _HEAD.unpack_from(content, at)
-    body = content[at + _HEAD.size : at + _HEAD.size + length]
-    return body if 0 < length <= _LONGEST and len(body) == length and zlib.crc32(body) == crc else None
+    magic, length, crc, first, count, chain = _HEAD.unpack_from(content, at)
+    end = at + _HEAD.size + length
+    if magic != _MAGIC or end > len(content) or zlib.crc32(memoryview(content)[at + _CHECKED_FROM : end]) != crc:
+        return None
+    bodies = []
+    here = at + _HEAD.size
+    for _ in range(count):
+        if here + _LENGTH.size > end:
+            return None
+        (size,) = _LENGTH.unpack_from(content, here)
+        bodies.append(content[here + _LENGTH.size : here + _LENGTH.size + size])
+        here += _LENGTH.size + size
+    return Block(end, first, tuple(bodies), chain) if here == end and count else None
 
 
-def _whole_entry_after(content: bytes, at: int) -> bool:
-    """Whether an entry that is whole stands anywhere behind a damaged place: then it is no torn end."""
-    start = content.find(b'{"', at)  # every entry's JSON begins so: only there is it worth to look
+def _whole_block_after(content: bytes, at: int) -> bool:
+    """Whether a block that is whole stands anywhere behind a broken place: then it is no torn end."""
+    start = content.find(_MAGIC, at + 1)
     while start != -1:
-        if start - _HEAD.size > at and _entry(content, start - _HEAD.size) is not None:
+        if _block(content, start) is not None:
             return True
-        start = content.find(b'{"', start + 1)
+        start = content.find(_MAGIC, start + 1)
     return False

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 RETAILER = "~retailer"
 GRID_OPERATOR = "~grid-operator"
+LEVIES = "~levies"
+IMBALANCE = "~imbalance"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,36 +26,47 @@ class Booking:
     units: int
     """Not negative."""
     reason: str
+    """``trade``, ``residual``, ``fee``, ``levy``, ``imbalance`` or ``flexibility``; a correction has its subject's reason."""
 
 
 class Ledger:
-    """Balances and their history's hash."""
+    """Balances and their history's hash.
+
+    Attributes:
+        on_booking: Is told of every booking: how statements and audits see the lines, which the ledger itself does not keep.
+    """
 
     def __init__(self) -> None:
         self.balances: dict[str, int] = defaultdict(int)
         self.paid: dict[tuple[str, str], int] = defaultdict(int)
         """(account, reason) → net received."""
         self.count = 0
-        self._hash = hashlib.sha256(b"wattmesh ledger")
+        self.on_booking: Callable[[Booking], None] | None = None
+        self._digest = hashlib.sha256(b"wattmesh ledger").digest()
 
     def book(self, booking: Booking) -> None:
         """Book; raises ValueError for a negative amount."""
         if booking.units < 0:
             raise ValueError(f"booking {booking.id} of {booking.units} units: turn debit and credit round")
-        self.balances[booking.debit] -= booking.units
-        self.balances[booking.credit] += booking.units
-        self.paid[booking.debit, booking.reason] -= booking.units
-        self.paid[booking.credit, booking.reason] += booking.units
-        self.count += 1
-        line = f"{booking.id}|{booking.debit}|{booking.credit}|{booking.units}|{booking.reason}\n"
-        self._hash.update(line.encode())
+        self._book(booking.id, booking.debit, booking.credit, booking.units, booking.reason)
 
     def transfer(self, id_: str, payer: str, payee: str, units: int, reason: str) -> None:
         """Book ``units`` from payer to payee, the other way round when negative; nothing for 0."""
         if units > 0:
-            self.book(Booking(id=id_, debit=payer, credit=payee, units=units, reason=reason))
+            self._book(id_, payer, payee, units, reason)
         elif units < 0:
-            self.book(Booking(id=id_, debit=payee, credit=payer, units=-units, reason=reason))
+            self._book(id_, payee, payer, -units, reason)
+
+    def _book(self, id_: str, debit: str, credit: str, units: int, reason: str) -> None:
+        self.balances[debit] -= units
+        self.balances[credit] += units
+        self.paid[debit, reason] -= units
+        self.paid[credit, reason] += units
+        self.count += 1
+        line = f"{id_}|{debit}|{credit}|{units}|{reason}\n"
+        self._digest = hashlib.sha256(self._digest + line.encode()).digest()
+        if self.on_booking is not None:
+            self.on_booking(Booking(id=id_, debit=debit, credit=credit, units=units, reason=reason))
 
     def total(self) -> int:
         """Sum over all accounts: always 0."""
@@ -59,5 +74,21 @@ class Ledger:
 
     @property
     def digest(self) -> str:
-        """Hash of all bookings in their order."""
-        return self._hash.hexdigest()
+        """Hash of all bookings in their order: each line is hashed behind the hash of all before it."""
+        return self._digest.hex()
+
+    def dump(self) -> dict[str, Any]:
+        """Plain values for a snapshot."""
+        return {
+            "balances": {name: units for name, units in sorted(self.balances.items()) if units},
+            "paid": [[name, reason, units] for (name, reason), units in sorted(self.paid.items()) if units],
+            "count": self.count,
+            "digest": self.digest,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Become what :meth:`dump` saw."""
+        self.balances = defaultdict(int, state["balances"])
+        self.paid = defaultdict(int, {(name, reason): units for name, reason, units in state["paid"]})
+        self.count = state["count"]
+        self._digest = bytes.fromhex(state["digest"])

@@ -1,153 +1,162 @@
-"""How a book becomes trades. A mechanism is a small contract; the uniform-price call auction is the first one."""
+"""How orders become trades. A mechanism is a small contract over one product's book; four of them stand here.
+
+The rule of the call auction, its ties and its proof: docs/market.md.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, groupby
 from typing import Protocol
 
 from wattmesh_a2a.market import Order, Side, Trade
 
+from wattmesh_cloud.market.book import BUY, SELL, Book
+from wattmesh_cloud.market.config import MarketConfig
+
+NS = 1_000_000_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clearing:
-    """What came of one book."""
+    """What came of one product."""
 
     price_ticks: int | None
-    """The one price of all trades; none when nothing trades."""
+    """The one price of its auction; none when it had none or nothing traded there."""
     volume_wh: int
+    """Of all its trades."""
     trades: tuple[Trade, ...]
     welfare_units: int
     """Gain of buyers and sellers together against their limits, in tick · Wh."""
 
 
 class Mechanism(Protocol):
-    """Clears the book of one slot; deterministic: the same orders in any order give the same trades."""
+    """When orders of a product trade, and at what price; deterministic, and time is what it is told."""
 
-    def clear(self, area_id: str, slot_start_ns: int, orders: Sequence[Order]) -> Clearing:
-        """The trades of a book."""
+    def continuous(self, now_ns: int, gate_close_ns: int) -> bool:
+        """Whether an order that arrives now trades at once; otherwise it is collected."""
+        ...
+
+    def close(self, book: Book) -> int | None:
+        """The gate has closed: make the last trades in the book; their one price, if they have one."""
         ...
 
 
 class UniformPriceCallAuction:
-    """One price for all: the one that trades most energy.
+    """One price for all at gate closure: the one that trades most energy and leaves nobody with a better price behind.
 
-    - Price: of all prices that trade the most, the middle of the lowest and highest (rounded down).
+    - Price: the middle, rounded down, of all prices at which every better-priced order of both sides trades in full.
     - Who trades: on each side the better-priced orders first and fully; those of the last price that still trades are shared
-      in proportion to quantity, the odd watt-hours going to the largest remainders, ties by order id.
-    - A participant never trades with itself: its offers at or below its own best bid are left out.
+      in proportion to quantity, the odd watt-hours going to the largest remainders, then to the earlier order.
     """
 
-    def clear(self, area_id: str, slot_start_ns: int, orders: Sequence[Order]) -> Clearing:
+    def continuous(self, now_ns: int, gate_close_ns: int) -> bool:
+        """Never."""
+        return False
+
+    def close(self, book: Book) -> int | None:
         """See :class:`Mechanism`."""
-        bids, asks = _without_self_trades(orders)
-        price = _clearing_price(bids, asks)
-        if price is None:
+        result = book.uncross()
+        return None if result is None else result[0]
+
+    def clear(self, area_id: str, slot_start_ns: int, orders: Sequence[Order]) -> Clearing:
+        """Clear loose limit orders, whatever the order in which they are given: ties go by participant and order id.
+
+        A participant never trades with itself: its offers at or below its own best bid are left out (a market refuses them on
+        arrival, with a reason).
+        """
+        ranked = sorted(orders, key=_key)
+        best_bid: dict[str, int] = {}
+        for order in ranked:
+            if order.side is Side.BUY:
+                best_bid[order.participant_id] = max(
+                    order.price_ticks, best_bid.get(order.participant_id, order.price_ticks)
+                )
+        kept = [
+            order
+            for order in ranked
+            if order.side is Side.BUY
+            or order.participant_id not in best_bid
+            or order.price_ticks > best_bid[order.participant_id]
+        ]
+        if not kept:
             return Clearing(price_ticks=None, volume_wh=0, trades=(), welfare_units=0)
-        buyers = [order for order in bids if order.price_ticks >= price]
-        sellers = [order for order in asks if order.price_ticks <= price]
-        volume = min(_total(buyers), _total(sellers))
-        bought = _fill(buyers, volume)
-        sold = _fill(sellers, volume)
-        welfare = sum((order.price_ticks - price) * fill for order, fill in bought)
-        welfare += sum((price - order.price_ticks) * fill for order, fill in sold)
-        trades = _pair(area_id, slot_start_ns, price, bought, sold)
-        return Clearing(price_ticks=price, volume_wh=volume, trades=trades, welfare_units=welfare)
+        prices = array("q", [order.price_ticks for order in kept])
+        book = Book(min(prices), max(prices), matching=False)
+        sides = array("q", [BUY if order.side is Side.BUY else SELL for order in kept])
+        nobody = array("q", bytes(8 * len(kept)))
+        book.load(nobody, sides, prices, array("q", [order.quantity_wh for order in kept]))
+        price = self.close(book)
+        head, volume, welfare = f"{area_id}-{slot_start_ns // NS}-", 0, 0
+        trades: list[Trade] = []
+        for seller, buyer, at, quantity in book.fills():
+            buy, sell = kept[buyer - 1], kept[seller - 1]
+            volume += quantity
+            welfare += quantity * (buy.price_ticks - sell.price_ticks)
+            trades.append(
+                Trade(
+                    id=f"{head}{len(trades) + 1}",
+                    area_id=area_id,
+                    slot_start_ns=slot_start_ns,
+                    buyer_id=buy.participant_id,
+                    seller_id=sell.participant_id,
+                    quantity_wh=quantity,
+                    price_ticks=at,
+                    buy_order_id=buy.client_order_id,
+                    sell_order_id=sell.client_order_id,
+                )
+            )
+        return Clearing(price_ticks=price, volume_wh=volume, trades=tuple(trades), welfare_units=welfare)
 
 
-def _total(orders: Sequence[Order]) -> int:
-    return sum(order.quantity_wh for order in orders)
+class PayAsBidCallAuction(UniformPriceCallAuction):
+    """The same orders trade as in the uniform auction, and every buyer pays its own limit."""
 
-
-def _without_self_trades(orders: Sequence[Order]) -> tuple[list[Order], list[Order]]:
-    """Bids from the dearest and asks from the cheapest on; a participant that crosses itself loses its worse asks."""
-    bids = sorted((o for o in orders if o.side is Side.BUY), key=lambda o: (-o.price_ticks, o.client_order_id))
-    asks = sorted((o for o in orders if o.side is Side.SELL), key=lambda o: (o.price_ticks, o.client_order_id))
-    best_bid: dict[str, int] = {}
-    for order in bids:
-        best_bid.setdefault(order.participant_id, order.price_ticks)
-    kept = [o for o in asks if o.participant_id not in best_bid or o.price_ticks > best_bid[o.participant_id]]
-    return bids, kept
-
-
-def _clearing_price(bids: Sequence[Order], asks: Sequence[Order]) -> int | None:
-    """The middle of the prices that maximise volume; none when the book does not cross."""
-    if not bids or not asks or bids[0].price_ticks < asks[0].price_ticks:
+    def close(self, book: Book) -> int | None:
+        """See :class:`Mechanism`."""
+        book.uncross(pay_as_bid=True)
         return None
-    demand: dict[int, int] = defaultdict(int)
-    supply: dict[int, int] = defaultdict(int)
-    for order in bids:
-        demand[order.price_ticks] += order.quantity_wh
-    for order in asks:
-        supply[order.price_ticks] += order.quantity_wh
-    prices = sorted({*demand, *supply})
-    offered = list(accumulate(supply.get(price, 0) for price in prices))
-    wanted = list(accumulate(demand.get(price, 0) for price in reversed(prices)))[::-1]
-    volumes = [min(pair) for pair in zip(wanted, offered, strict=True)]
-    most = max(volumes)
-    best = [price for price, volume in zip(prices, volumes, strict=True) if volume == most]
-    return (best[0] + best[-1]) // 2
 
 
-def _fill(orders: Sequence[Order], volume: int) -> list[tuple[Order, int]]:
-    """Share a volume over one side (the best price first): price by price fully, the last one in proportion."""
-    filled: list[tuple[Order, int]] = []
-    left = volume
-    for _, level in groupby(orders, key=lambda order: order.price_ticks):
-        shares = _pro_rata(list(level), left)
-        filled += shares
-        left -= sum(share for _, share in shares)
-    return filled
+class ContinuousDoubleAuction:
+    """Price-time priority from gate open to gate closure; every trade at the resting order's price."""
+
+    def continuous(self, now_ns: int, gate_close_ns: int) -> bool:
+        """Always."""
+        return True
+
+    def close(self, book: Book) -> int | None:
+        """Nothing is left to trade: the book is never crossed."""
+        return None
 
 
-def _pro_rata(orders: Sequence[Order], volume: int) -> list[tuple[Order, int]]:
-    total = _total(orders)
-    if volume <= 0 or total == 0:
-        return []
-    volume = min(volume, total)
-    shares = [(order, *divmod(order.quantity_wh * volume, total)) for order in orders]
-    odd = volume - sum(share for _, share, _ in shares)
-    lucky = {_key(order) for order, _, _ in sorted(shares, key=lambda row: (-row[2], _key(row[0])))[:odd]}
-    filled = [(order, share + (_key(order) in lucky)) for order, share, _ in shares]
-    return [(order, share) for order, share in filled if share]
+class ContinuousThenCall(UniformPriceCallAuction):
+    """Continuous trading, and a call auction of what is left and what comes in its last minutes.
+
+    Args:
+        call_s: How long before gate closure orders are only collected.
+    """
+
+    def __init__(self, call_s: int) -> None:
+        self._call_ns = call_s * NS
+
+    def continuous(self, now_ns: int, gate_close_ns: int) -> bool:
+        """Until the call begins."""
+        return now_ns < gate_close_ns - self._call_ns
+
+
+def mechanism_of(config: MarketConfig) -> Mechanism:
+    """The mechanism that an area's rules name."""
+    every: Mapping[str, Mechanism] = {
+        "call": UniformPriceCallAuction(),
+        "continuous": ContinuousDoubleAuction(),
+        "continuous+call": ContinuousThenCall(config.call_s),
+        "pay-as-bid": PayAsBidCallAuction(),
+    }
+    return every[config.mechanism]
 
 
 def _key(order: Order) -> tuple[str, str]:
     """What tells orders apart: an id is its owner's own, and two owners may choose the same."""
     return order.participant_id, order.client_order_id
-
-
-def _by_id(row: tuple[Order, int]) -> tuple[str, str]:
-    return _key(row[0])
-
-
-def _pair(
-    area: str, slot: int, price: int, bought: Sequence[tuple[Order, int]], sold: Sequence[tuple[Order, int]]
-) -> tuple[Trade, ...]:
-    """Buyers and sellers matched in order of id, so that a replay makes the same trades with the same ids."""
-    buyers, sellers = sorted(bought, key=_by_id), sorted(sold, key=_by_id)
-    to_buy, to_sell = [fill for _, fill in buyers], [fill for _, fill in sellers]
-    trades: list[Trade] = []
-    i = j = 0
-    while i < len(buyers) and j < len(sellers):
-        buy, sell = buyers[i][0], sellers[j][0]
-        quantity = min(to_buy[i], to_sell[j])
-        trades.append(
-            Trade(
-                id=f"{area}-{slot // 1_000_000_000}-{len(trades) + 1}",
-                area_id=area,
-                slot_start_ns=slot,
-                buyer_id=buy.participant_id,
-                seller_id=sell.participant_id,
-                quantity_wh=quantity,
-                price_ticks=price,
-                buy_order_id=buy.client_order_id,
-                sell_order_id=sell.client_order_id,
-            )
-        )
-        to_buy[i] -= quantity
-        to_sell[j] -= quantity
-        i, j = i + (to_buy[i] == 0), j + (to_sell[j] == 0)
-    return tuple(trades)

@@ -1,6 +1,6 @@
 """The market supervisor: takes orders, keeps time, clears, tells everybody, settles on metered energy.
 
-Everything that changes the market goes through :meth:`MarketService._commit`: first the journal, durable, then the engine, in
+Everything that changes the market goes through :meth:`MarketService._commit`: first the journal, durable, then the replica, in
 the journal's order. A replay of the journal is therefore the same market.
 """
 
@@ -8,41 +8,72 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from wattmesh_a2a.clock import NS_PER_S, Clock
-from wattmesh_a2a.codec import message_from_json, message_to_json
+from wattmesh_a2a.codec import message_from_json, message_to_bytes
 from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, MARKET_AGENT, Address, Envelope
 from wattmesh_a2a.errors import UnauthorisedError, WattmeshError
-from wattmesh_a2a.market import MONEY_UNITS_PER_CURRENCY_UNIT
+from wattmesh_a2a.market import RejectReason, Trade
 from wattmesh_a2a.messages import (
     Commitment,
     CommitmentList,
     CommitmentQuery,
+    Executions,
     IntervalEnergy,
     MarketRules,
     Message,
+    OrderAmend,
     OrderBatch,
     OrderBatchResult,
+    OrderCancel,
+    OrderPlace,
+    OrderResult,
+    OrderResults,
 )
 from wattmesh_a2a.messenger import Messenger
 
 from wattmesh_cloud.market.config import MarketConfig
 from wattmesh_cloud.market.engine import MarketEngine
 from wattmesh_cloud.market.journal import Journal
-from wattmesh_cloud.market.ledger import GRID_OPERATOR, RETAILER
-from wattmesh_cloud.store.base import Item, JsonValue, Store, Table
+from wattmesh_cloud.market.marketdata import market_data
+from wattmesh_cloud.market.replica import recovered, write_snapshot
+from wattmesh_cloud.market.risk import SiteState
+from wattmesh_cloud.market.rows import clearing_rows, figures, settlement_rows
+from wattmesh_cloud.store.base import JsonValue, Store, Table
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
+Guard = Callable[[int], str | None]
+"""Why the market has to be halted at a time; none when it need not be."""
+SiteWatch = Callable[[], Mapping[str, SiteState]]
+"""What is known of the sites' physics now."""
 
 _STEP_NS = 10 * NS_PER_S
 _RULES_NS = 60 * NS_PER_S
 _LOOK_BACK_NS = 14 * 86_400 * NS_PER_S
 _STORE_AGAIN_NS = 86_400 * NS_PER_S
+_SNAPSHOT_ENTRIES = 50_000
+_SITES_NS = 60 * NS_PER_S
+_MOST_TRADES = 200
+"""In one message: it has to stay under the transports' 100 KB."""
+
+
+def _short(commitment: Commitment, trades: int = _MOST_TRADES) -> Commitment:
+    """A commitment that fits a message: without its trades where they are too many. What binds is the net."""
+    return commitment if len(commitment.trades) <= trades else replace(commitment, trades=())
+
+
+def _answer(results: Sequence[OrderResult]) -> OrderResults:
+    """Results that fit a message: where an order swept the book, how much it traded without every trade."""
+    if sum(len(one.trades) for one in results) > _MOST_TRADES:
+        results = [
+            replace(one, trades=(), detail=f"{len(one.trades)} trades") if one.trades else one for one in results
+        ]
+    return OrderResults(results=tuple(results))
 
 
 class MarketService:
@@ -61,78 +92,148 @@ class MarketService:
         self, config: MarketConfig, store: Store, messenger: Messenger, clock: Clock, state: Path, org: str
     ) -> None:
         self.config = config
-        self.engine = MarketEngine(config)
         self.address = Address(org, CLOUD_UNIT, MARKET_AGENT)
         self._store = store
         self._messenger = messenger
         self._clock = clock
         self._org = org
         self._slot_ns = config.slot_s * NS_PER_S
-        self._journal = Journal(state / f"market-{config.area}.journal")
         self._intervals: dict[int, dict[str, IntervalEnergy]] = {}
-        self._unacknowledged: set[tuple[str, int]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._rules_due_ns = 0
-        rules: dict[str, Any] | None = None
-        for entry in self._journal.entries():
-            self._replay(entry)
-            rules = entry["config"] if entry["what"] == "rules" else rules
+        self._sites_due_ns = 0
+        self._guards: dict[str, Guard] = {}
+        self._watch: SiteWatch | None = None
+        self._executed: list[tuple[str, Trade]] = []
+        self._telling = False
+        self._journal = Journal(state / f"market-{config.area}.journal")
+        self._snapshot = state / f"market-{config.area}.snapshot"
+        self._replica = recovered(config, self._journal, self._snapshot)
+        self._snapshot_due = self._replica.count + _SNAPSHOT_ENTRIES
         # The rules are in the journal, too: a changed file holds from here on and rewrites nothing.
         own = config.model_dump(mode="json", by_alias=True)
-        if own != rules:
-            self._journal.append_now({"what": "rules", "config": own})
-        self.engine.configure(config)
+        if own != self._replica.rules:
+            entry = {"what": "rules", "config": own}
+            self._journal.append_now(entry)
+            self._replica.apply(entry)
+        self.engine.on_trade = lambda trade, maker, _: self._executed.append((maker, trade))
+        self._unsettled = {slot.start_ns for slot in self.engine.slots.values() if self._to_settle(slot.start_ns)}
+
+    @property
+    def engine(self) -> MarketEngine:
+        """The state machine. Look, and change nothing but by the service's methods."""
+        return self._replica.engine
+
+    def guard(self, cause: str, guard: Guard) -> None:
+        """Halt the market while ``guard`` gives a reason; asked every few seconds of the market's time."""
+        self._guards[cause] = guard
+
+    def watch_sites(self, watch: SiteWatch) -> None:
+        """Where the sites' telemetry comes from; used for participants that have to show that they can deliver."""
+        self._watch = watch
 
     def register(self) -> None:
         """Begin to take orders when the messenger starts."""
         self._messenger.on_request(OrderBatch, self._on_orders, as_agent=self.address)
+        self._messenger.on_request(OrderPlace, self._on_place, as_agent=self.address)
+        self._messenger.on_request(OrderAmend, self._on_amend, as_agent=self.address)
+        self._messenger.on_request(OrderCancel, self._on_cancel, as_agent=self.address)
         self._messenger.on_request(CommitmentQuery, self._on_query, as_agent=self.address, idempotent=True)
 
     # -- the journal
 
-    async def _commit(self, entry: dict[str, Any], apply: Callable[[], T]) -> T:
+    async def _commit(self, entry: dict[str, Any]) -> Any:
         """Durable first, then in effect; entries take effect in the order in which they stand in the journal."""
         await self._journal.append(entry)
-        return apply()
+        return self._replica.apply(entry)
 
-    def _replay(self, entry: dict[str, Any]) -> None:
-        engine = self.engine
-        match entry["what"]:
-            case "rules":
-                engine.configure(MarketConfig.model_validate(entry["config"]))
-            case "void":
-                engine.void(entry["slot"])
-            case "orders":
-                batch = message_from_json("wattmesh.market.orders.v1", entry["batch"])
-                assert isinstance(batch, OrderBatch)
-                engine.submit(batch.participant_id, batch.slot_start_ns, batch.orders, entry["now"])
-            case "clear":
-                for commitment in engine.clear(entry["slot"]):
-                    self._unacknowledged.add((commitment.participant_id, entry["slot"]))
-            case "delivered":
-                self._unacknowledged.discard((entry["participant"], entry["slot"]))
-            case "settle":
-                engine.settle(entry["slot"], entry["participant"], entry["metered"], substituted=entry["substituted"])
-            case "flexibility":
-                engine.pay_flexibility(entry["event"], entry["participant"], entry["units"])
-            case "halt":
-                engine.halt(entry["reason"])
-            case "resume":
-                engine.resume()
+    async def _commit_message(self, what: str, message: Message, now: int) -> list[OrderResult]:
+        body = b'{"what":"%s","now":%d,"batch":%s}' % (what.encode(), now, message_to_bytes(message))
+        await self._journal.append_body(body)
+        results: list[OrderResult] = self._replica.apply({"what": what, "now": now}, message)
+        if self._executed and not self._telling:
+            self._telling = True  # once for all that a group of the journal brings
+            asyncio.get_running_loop().call_soon(self._tell_executions)
+        return results
+
+    async def _take_snapshot(self) -> None:
+        state = self._replica.dump()
+        if state["count"] != self._journal.count:
+            return  # entries are durable whose effect is still to come: next time
+        chain = self._journal.chain
+        await asyncio.to_thread(write_snapshot, self._snapshot, state, chain)
+        self._snapshot_due = state["count"] + _SNAPSHOT_ENTRIES
+
+    def close(self) -> None:
+        """Release the journal; the service is over."""
+        self._journal.close()
 
     # -- messages
 
     async def _on_orders(self, envelope: Envelope) -> Message:
         batch = envelope.data
         assert isinstance(batch, OrderBatch)
-        if envelope.source.unit != batch.participant_id:
-            raise UnauthorisedError(f"{envelope.source} may not order for {batch.participant_id}")
-        now = self._clock.utc_ns()
-        entry = {"what": "orders", "batch": message_to_json(batch), "now": now}
-        results = await self._commit(
-            entry, lambda: self.engine.submit(batch.participant_id, batch.slot_start_ns, batch.orders, now)
-        )
+        await self._authorised(envelope, batch.participant_id)
+        results = await self._commit_message("orders", batch, self._clock.utc_ns())
         return OrderBatchResult(slot_start_ns=batch.slot_start_ns, results=tuple(results))
+
+    async def _on_place(self, envelope: Envelope) -> Message:
+        message = envelope.data
+        assert isinstance(message, OrderPlace)
+        await self._authorised(envelope, message.participant_id)
+        return _answer(await self._commit_message("place", message, self._clock.utc_ns()))
+
+    async def _on_amend(self, envelope: Envelope) -> Message:
+        message = envelope.data
+        assert isinstance(message, OrderAmend)
+        await self._authorised(envelope, message.participant_id)
+        return _answer(await self._commit_message("amend", message, self._clock.utc_ns()))
+
+    async def _on_cancel(self, envelope: Envelope) -> Message:
+        message = envelope.data
+        assert isinstance(message, OrderCancel)
+        await self._authorised(envelope, message.participant_id)
+        return _answer(await self._commit_message("cancel", message, self._clock.utc_ns()))
+
+    async def _authorised(self, envelope: Envelope, participant: str) -> None:
+        """Only a participant's own unit orders for it; whoever else tries is refused, and the journal says so."""
+        if envelope.source.unit == participant:
+            return
+        await self._commit(
+            {
+                "what": "refused",
+                "reason": str(RejectReason.NOT_AUTHORISED),
+                "source": str(envelope.source),
+                "participant": participant[:64],
+            }
+        )
+        raise UnauthorisedError(f"{envelope.source} may not order for {participant}")
+
+    def _tell_executions(self) -> None:
+        """Tell the owners of resting orders what has just traded; the others have it in their answer."""
+        executed, self._executed, self._telling = self._executed, [], False
+        by_owner: dict[str, list[Trade]] = {}
+        for name, trade in executed:
+            by_owner.setdefault(name, []).append(trade)
+        for name, trades in by_owner.items():
+            for first in range(0, len(trades), _MOST_TRADES):
+                part = tuple(trades[first : first + _MOST_TRADES])
+                message = Executions(participant_id=name, area_id=self.config.area, trades=part)
+                self._spawn(self._send(name, message, min(trade.slot_start_ns for trade in part)))
+
+    async def _send(self, name: str, message: Message, expires_ns: int) -> bool:
+        to = Address(self._org, name, GATEWAY_AGENT)
+        try:
+            await self._messenger.request(to, message, expires_ns=expires_ns, as_agent=self.address)
+        except WattmeshError as error:
+            log.info("%s of %s not delivered: %s", type(message).__name__, name, error)
+            return False
+        return True
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _on_query(self, envelope: Envelope) -> Message:
         query = envelope.data
@@ -142,10 +243,12 @@ class MarketService:
         slots = sorted(
             slot.start_ns
             for slot in self.engine.slots.values()
-            if slot.clearing is not None and slot.start_ns >= query.from_ns and query.participant_id in slot.orders
+            if slot.clearing is not None and slot.start_ns >= query.from_ns and query.participant_id in slot.told
         )
         return CommitmentList(
-            commitments=tuple(self.engine.commitment(query.participant_id, slot) for slot in slots[-200:])
+            commitments=tuple(
+                _short(self.engine.commitment(query.participant_id, slot), trades=4) for slot in slots[-80:]
+            )
         )
 
     def on_record(self, site: str, message: Message) -> None:
@@ -158,21 +261,13 @@ class MarketService:
             self._intervals.setdefault(message.slot_start_ns, {})[site] = message
 
     def _send_commitment(self, commitment: Commitment) -> None:
-        task = asyncio.get_running_loop().create_task(self._deliver(commitment))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._spawn(self._deliver(_short(commitment)))
 
     async def _deliver(self, commitment: Commitment) -> None:
         """Until acknowledged, or the slot is over; then the participant finds it when it asks."""
         name, slot = commitment.participant_id, commitment.slot_start_ns
-        to = Address(self._org, name, GATEWAY_AGENT)
-        try:
-            await self._messenger.request(to, commitment, expires_ns=slot + self._slot_ns, as_agent=self.address)
-        except WattmeshError as error:
-            log.info("commitment of %s not delivered: %s", name, error)
-            return
-        entry = {"what": "delivered", "participant": name, "slot": slot}
-        await self._commit(entry, lambda: self._unacknowledged.discard((name, slot)))
+        if await self._send(name, commitment, slot + self._slot_ns):
+            await self._commit({"what": "delivered", "participant": name, "slot": slot})
 
     # -- time
 
@@ -182,7 +277,7 @@ class MarketService:
             await self._load_intervals()
             now = self._clock.utc_ns()
             await asyncio.to_thread(self._store_again, now - _STORE_AGAIN_NS)
-            for name, slot in sorted(self._unacknowledged):
+            for name, slot in sorted(self._replica.unacknowledged):
                 if slot + self._slot_ns > now:
                     self._send_commitment(self.engine.commitment(name, slot))
             while True:
@@ -192,20 +287,49 @@ class MarketService:
 
     async def _step(self) -> None:
         now = self._clock.utc_ns()
+        await self._guarded(now)
+        await self._observe(now)
         for slot in self.engine.due(now):
-            if now >= slot:
-                await self._commit({"what": "void", "slot": slot}, lambda slot=slot: self.engine.void(slot))  # type: ignore[misc]
-                await asyncio.to_thread(self._store_clearing, slot)
-                continue
-            commitments = await self._commit({"what": "clear", "slot": slot}, lambda slot=slot: self.engine.clear(slot))  # type: ignore[misc]
+            what = "void" if now >= slot else "clear"
+            commitments = await self._commit({"what": what, "slot": slot})
             for commitment in commitments:
-                self._unacknowledged.add((commitment.participant_id, slot))
                 self._send_commitment(commitment)
+            self._executed.clear()  # the commitment tells them
+            if self._to_settle(slot):
+                self._unsettled.add(slot)
             await asyncio.to_thread(self._store_clearing, slot)
         await self._settle(now)
         if now >= self._rules_due_ns:
             self._rules_due_ns = now + _RULES_NS
+            await self._messenger.emit(market_data(self.engine, now), as_agent=self.address, valid_for_s=300)
             await self._messenger.emit(self.rules(), as_agent=self.address, valid_for_s=300)
+        if self._replica.count >= self._snapshot_due:
+            await self._take_snapshot()
+
+    async def _guarded(self, now: int) -> None:
+        for cause, guard in self._guards.items():
+            reason = guard(now)
+            if reason != self.engine.halts.get(cause):
+                if reason is None:
+                    await self._commit({"what": "resume", "cause": cause})
+                else:
+                    await self._commit({"what": "halt", "reason": reason, "cause": cause})
+
+    async def _observe(self, now: int) -> None:
+        """Write the physics of the sites that have to show it, once a minute and only what is new."""
+        if self._watch is None or now < self._sites_due_ns:
+            return
+        self._sites_due_ns = now + _SITES_NS
+        held, wanted = self.engine.risk.sites, {
+            participant.id for participant in self.config.participants if participant.telemetry_max_age_s is not None
+        }  # fmt: skip
+        news = {
+            name: [one.time_ns, one.output_w, one.generation_w, one.stored_wh]
+            for name, one in self._watch().items()
+            if name in wanted and one != held.get(name)
+        }
+        if news:
+            await self._commit({"what": "observe", "sites": news})
 
     def rules(self) -> MarketRules:
         """What participants have to know."""
@@ -240,55 +364,72 @@ class MarketService:
                     message = message_from_json("wattmesh.metering.interval.v1", dict(item.data))
                     self.on_record(participant.id, message)
 
+    def _to_settle(self, slot_ns: int) -> bool:
+        """Whether somebody traded a slot and has no settlement of it."""
+        slot = self.engine.slots.get(slot_ns)
+        return slot is not None and any(name not in slot.settlements for name in slot.trades_of)
+
     async def _settle(self, now: int, *, final: bool = False) -> None:
         """Settle what can be: at once when every meter has reported a whole slot, else with substitutes after the wait.
 
-        The substitute for a missing reading is the committed energy; an incomplete reading is used as it is, and marked.
+        A reading that is missing or does not cover the whole slot is no reading: the engine takes its stated substitute, and a
+        whole one that comes later corrects it. A slot that traded is settled even when no meter at all reports.
         """
         names = [participant.id for participant in self.config.participants]
-        for slot_ns in sorted(self._intervals):
-            readings = self._intervals[slot_ns]
+        for slot_ns in sorted({*self._intervals, *self._unsettled}):
+            readings = self._intervals.get(slot_ns, {})
             waited = now >= slot_ns + self._slot_ns + self.config.substitute_after_s * NS_PER_S
             whole = all(name in readings and readings[name].complete for name in names)
-            if not (whole or waited or final):
+            if not (whole or waited or (final and readings)):
                 continue
             for name in names:
                 reading = readings.get(name)
-                if reading is None:
-                    metered, substituted = self.engine.commitment(name, slot_ns).net_wh, True
-                else:
-                    metered, substituted = reading.import_wh - reading.export_wh, not reading.complete
-                await self._settle_one(slot_ns, name, metered, substituted=substituted)
+                metered = reading.import_wh - reading.export_wh if reading is not None and reading.complete else None
+                await self._settle_one(slot_ns, name, metered)
             await asyncio.to_thread(self._store_settlements, slot_ns)
-            del self._intervals[slot_ns]
+            self._intervals.pop(slot_ns, None)
+            self._unsettled.discard(slot_ns)
 
-    async def _settle_one(self, slot_ns: int, name: str, metered: int, *, substituted: bool) -> None:
+    async def _settle_one(self, slot_ns: int, name: str, metered: int | None) -> None:
         slot = self.engine.slots.get(slot_ns)
         before = slot.settlements.get(name) if slot is not None else None
-        if before is not None and (not before.substituted or substituted):
+        if before is not None and (not before.substituted or metered is None):
             return
-        entry = {
-            "what": "settle",
-            "slot": slot_ns,
-            "participant": name,
-            "metered": metered,
-            "substituted": substituted,
-        }
-        await self._commit(entry, lambda: self.engine.settle(slot_ns, name, metered, substituted=substituted))
+        await self._commit(
+            {
+                "what": "settle",
+                "slot": slot_ns,
+                "participant": name,
+                "metered": metered,
+                "substituted": metered is None,
+            }
+        )
 
-    async def settle_flexibility(self, event_id: str, participant: str, delivered_wh: int, price_ticks: int) -> None:
-        """Pay a participant for delivered demand response, once an event."""
+    async def settle_flexibility(
+        self, event_id: str, participant: str, delivered_wh: int, price_ticks: int, slot_ns: int | None = None
+    ) -> None:
+        """Pay a participant for delivered demand response, once an event; it stands in the settlement of ``slot_ns``."""
         units = max(0, delivered_wh) * max(0, price_ticks)
-        entry = {"what": "flexibility", "event": event_id, "participant": participant, "units": units}
-        await self._commit(entry, lambda: self.engine.pay_flexibility(event_id, participant, units))
+        entry = {"what": "flexibility", "event": event_id, "participant": participant, "units": units, "slot": slot_ns}
+        if await self._commit(entry) and slot_ns is not None:
+            await asyncio.to_thread(self._store_settlements, slot_ns - slot_ns % self._slot_ns)
 
     async def halt(self, reason: str) -> None:
         """Take no orders until :meth:`resume`."""
-        await self._commit({"what": "halt", "reason": reason}, lambda: self.engine.halt(reason))
+        await self._commit({"what": "halt", "reason": reason})
 
     async def resume(self) -> None:
-        """Take orders again."""
-        await self._commit({"what": "resume"}, self.engine.resume)
+        """Take orders again, unless another cause halts the market."""
+        await self._commit({"what": "resume"})
+
+    async def suspend(self, participant: str, reason: str) -> int:
+        """Switch a participant off and withdraw its open orders; how many."""
+        count: int = await self._commit({"what": "suspend", "participant": participant, "reason": reason})
+        return count
+
+    async def reinstate(self, participant: str) -> None:
+        """Let a participant trade again."""
+        await self._commit({"what": "reinstate", "participant": participant})
 
     async def finish(self) -> None:
         """At a clean stop: settle whatever has been metered."""
@@ -299,6 +440,7 @@ class MarketService:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._take_snapshot()
 
     # -- the store
 
@@ -310,86 +452,24 @@ class MarketService:
             self._store_settlements(slot_ns)
 
     def _store_clearing(self, slot_ns: int) -> None:
-        clearing = self.engine.slots[slot_ns].clearing
-        assert clearing is not None
-        orders = self.engine.slots[slot_ns].all_orders()
-        area = self.config.area
-        data: dict[str, JsonValue] = {
-            "price_ticks": clearing.price_ticks,
-            "volume_wh": clearing.volume_wh,
-            "trades": len(clearing.trades),
-            "orders": len(orders),
-            "bid_wh": sum(order.quantity_wh for order in orders if order.side == "buy"),
-            "offered_wh": sum(order.quantity_wh for order in orders if order.side == "sell"),
-            "welfare_units": clearing.welfare_units,
-        }
-        self._store.put(Table.MARKET_DATA, [Item(partition=f"{area}#slots", time_ns=slot_ns, id="clearing", data=data)])
-        items = []
-        for trade in clearing.trades:
-            row = {name: value for name, value in _plain(trade).items() if name != "area_id"}
-            items.append(Item(partition=f"{area}#trades", time_ns=slot_ns, id=trade.id, data=row))
-        if items:
-            self._store.put(Table.TRADE_DATA, items)
+        for table, items in clearing_rows(self.config.area, self.engine.slots[slot_ns]).items():
+            self._store.put(table, items)
 
     def _store_settlements(self, slot_ns: int) -> None:
-        items = [
-            Item(partition=f"{name}#settlements", time_ns=slot_ns, id="settlement", data=_plain(settlement))
-            for name, settlement in sorted(self.engine.slots[slot_ns].settlements.items())
-        ]
+        items = settlement_rows(self.engine.slots[slot_ns])
         if items:
             self._store.put(Table.TRADE_DATA, items)
 
     # -- looking
 
-    def snapshot(self) -> dict[str, JsonValue]:
-        """Figures for the report, the API and the console."""
-        engine, unit = self.engine, MONEY_UNITS_PER_CURRENCY_UNIT
-        cleared = [slot for slot in engine.slots.values() if slot.clearing is not None]
-        settled = [slot for slot in engine.slots.values() if slot.settlements]
-        participants: dict[str, JsonValue] = {}
-        for participant in self.config.participants:
-            name = participant.id
-            own = [slot.settlements[name] for slot in settled if name in slot.settlements]
-            trades = sum(name in {trade.buyer_id, trade.seller_id} for trade in engine.trades.values())
-            participants[name] = {
-                "imported_wh": sum(max(0, one.metered_wh) for one in own),
-                "exported_wh": sum(max(0, -one.metered_wh) for one in own),
-                "trades": trades,
-                "traded_wh": sum(abs(one.committed_wh) for one in own),
-                "cost": -engine.ledger.balances[name] / unit,
-                "paid_retail": -engine.ledger.paid[name, "residual"] / unit,
-                "paid_trades": -engine.ledger.paid[name, "trade"] / unit,
-                "received_flexibility": engine.ledger.paid[name, "flexibility"] / unit,
-                "slots_settled": len(own),
-                "slots_substituted": sum(one.substituted for one in own),
-            }
-        return {
-            "area": self.config.area,
-            "currency": self.config.currency,
-            "halted": engine.halted,
-            "trades": len(engine.trades),
-            "volume_wh": sum(trade.quantity_wh for trade in engine.trades.values()),
-            "slots_cleared": len(cleared),
-            "slots_settled": len(settled),
-            "ledger_sum_units": engine.ledger.total(),
-            "ledger_bookings": engine.ledger.count,
-            "ledger_digest": engine.ledger.digest,
-            "state_hash": engine.state_hash(),
-            "rejects": dict(engine.rejects),
-            "retailer": engine.ledger.balances[RETAILER] / unit,
-            "grid_operator": engine.ledger.balances[GRID_OPERATOR] / unit,
-            "participants": participants,
-        }
+    def snapshot(self, *, hashed: bool = False) -> dict[str, JsonValue]:
+        """Figures for the report, the API and the console; the state's hash is work and has to be asked for."""
+        return figures(self.engine, hashed=hashed)
 
     def commitments(self) -> dict[str, dict[str, int]]:
         """Participant → slot → net Wh of every cleared slot it had orders in."""
         found: dict[str, dict[str, int]] = {}
         for slot in self.engine.slots.values():
-            if slot.clearing is not None:
-                for name in slot.orders:
-                    found.setdefault(name, {})[str(slot.start_ns)] = self.engine.commitment(name, slot.start_ns).net_wh
+            for name in slot.told:
+                found.setdefault(name, {})[str(slot.start_ns)] = self.engine.commitment(name, slot.start_ns).net_wh
         return found
-
-
-def _plain(row: object) -> dict[str, JsonValue]:
-    return {name: getattr(row, name) for name in row.__slots__}  # type: ignore[attr-defined]  # our slotted dataclasses

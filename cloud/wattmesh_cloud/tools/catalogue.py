@@ -46,17 +46,23 @@ def grid_management(view: CloudView) -> dict[str, Any]:
     return view.grid.snapshot()
 
 
-async def energy_trading_actions(view: CloudView, action: str, reason: str, role: str) -> dict[str, Any]:
-    """energy-trading-actions: ``halt`` or ``resume`` the area; for the role ``operator`` alone."""
+async def energy_trading_actions(
+    view: CloudView, action: str, reason: str, role: str, participant: str = ""
+) -> dict[str, Any]:
+    """energy-trading-actions: ``halt`` or ``resume`` the area, ``suspend`` or ``reinstate`` a participant; for operators alone."""
     if role != "operator":
         raise ConfigurationError(f"{role!r} may not {action} the market; an operator may")
     if action == "halt":
         await view.market.halt(reason)
     elif action == "resume":
         await view.market.resume()
+    elif action == "suspend":
+        await view.market.suspend(_known(view, participant), reason)
+    elif action == "reinstate":
+        await view.market.reinstate(_known(view, participant))
     else:
-        raise ConfigurationError(f"unknown action {action!r}; there are: halt, resume")
-    return {"halted": view.market.engine.halted}
+        raise ConfigurationError(f"unknown action {action!r}; there are: halt, resume, suspend, reinstate")
+    return {"halted": view.market.engine.halted, "suspended": dict(view.market.engine.risk.suspended)}
 
 
 def _bounded(limit: int) -> int:

@@ -1,0 +1,114 @@
+"""The market as rows of the store and as figures for people. Nothing here changes anything."""
+
+from __future__ import annotations
+
+from wattmesh_a2a.market import MONEY_UNITS_PER_CURRENCY_UNIT
+
+from wattmesh_cloud.market.engine import MarketEngine
+from wattmesh_cloud.market.ledger import GRID_OPERATOR, RETAILER
+from wattmesh_cloud.market.marketdata import index_ticks
+from wattmesh_cloud.market.products import Candle, Slot
+from wattmesh_cloud.store.base import Item, JsonValue, Table
+
+
+def clearing_rows(area: str, slot: Slot) -> dict[Table, list[Item]]:
+    """A closed slot: its summary and candles in market-data, its trades in trade-data."""
+    clearing = slot.clearing
+    assert clearing is not None
+    orders, bid_wh, offered_wh = slot.offered
+    summary: dict[str, JsonValue] = {
+        "price_ticks": clearing.price_ticks,
+        "volume_wh": clearing.volume_wh,
+        "trades": len(clearing.trades),
+        "orders": orders,
+        "bid_wh": bid_wh,
+        "offered_wh": offered_wh,
+        "welfare_units": clearing.welfare_units,
+        "index_ticks": index_ticks(slot),
+        "status": str(slot.phase),
+    }
+    rows = {
+        Table.MARKET_DATA: [
+            Item(partition=f"{area}#slots", time_ns=slot.start_ns, id="clearing", data=summary),
+            *[
+                Item(
+                    partition=f"{area}#ohlcv",
+                    time_ns=candle.start_ns,
+                    id=str(slot.start_ns),
+                    data={name: getattr(candle, name) for name in Candle.__slots__ if name != "start_ns"},
+                )
+                for candle in slot.candles
+            ],
+        ]
+    }
+    if clearing.trades:
+        rows[Table.TRADE_DATA] = [
+            Item(
+                partition=f"{area}#trades",
+                time_ns=slot.start_ns,
+                id=trade.id,
+                data={name: value for name, value in plain(trade).items() if name != "area_id"},
+            )
+            for trade in clearing.trades
+        ]
+    return rows
+
+
+def settlement_rows(slot: Slot) -> list[Item]:
+    """A slot's settlements, each at its participant."""
+    return [
+        Item(partition=f"{name}#settlements", time_ns=slot.start_ns, id="settlement", data=plain(settlement))
+        for name, settlement in sorted(slot.settlements.items())
+    ]
+
+
+def figures(engine: MarketEngine, *, hashed: bool = False) -> dict[str, JsonValue]:
+    """Sums over everything, in the currency's unit where it is money; with the state's hash where that is asked for."""
+    unit, ledger = MONEY_UNITS_PER_CURRENCY_UNIT, engine.ledger
+    cleared = [slot for slot in engine.slots.values() if slot.clearing is not None]
+    settled = [slot for slot in engine.slots.values() if slot.settlements]
+    participants: dict[str, JsonValue] = {}
+    for participant in engine.config.participants:
+        name = participant.id
+        own = [slot.settlements[name] for slot in settled if name in slot.settlements]
+        participants[name] = {
+            "imported_wh": sum(max(0, one.metered_wh) for one in own),
+            "exported_wh": sum(max(0, -one.metered_wh) for one in own),
+            "trades": sum(len(slot.trades_of.get(name, ())) for slot in engine.slots.values()),
+            "traded_wh": sum(abs(one.committed_wh) for one in own),
+            "cost": -ledger.balances[name] / unit,
+            "paid_retail": -ledger.paid[name, "residual"] / unit,
+            "paid_trades": -ledger.paid[name, "trade"] / unit,
+            "paid_fees": -(ledger.paid[name, "fee"] + ledger.paid[name, "levy"]) / unit,
+            "paid_imbalance": -ledger.paid[name, "imbalance"] / unit,
+            "received_flexibility": ledger.paid[name, "flexibility"] / unit,
+            "slots_settled": len(own),
+            "slots_substituted": sum(one.substituted for one in own),
+            "exposure": engine.risk.exposure.get(name, 0) / unit,
+            "owed": engine.risk.owed(name) / unit,
+            "suspended": engine.risk.suspended.get(name),
+        }
+    state: dict[str, JsonValue] = {"state_hash": engine.state_hash()} if hashed else {}
+    return {
+        "area": engine.config.area,
+        "currency": engine.config.currency,
+        "mechanism": engine.config.mechanism,
+        "halted": engine.halted,
+        "trades": len(engine.trades),
+        "volume_wh": sum(slot.volume_wh for slot in engine.slots.values()),
+        "slots_cleared": len(cleared),
+        "slots_settled": len(settled),
+        "ledger_sum_units": ledger.total(),
+        "ledger_bookings": ledger.count,
+        "ledger_digest": ledger.digest,
+        **state,
+        "rejects": dict(engine.rejects),
+        "retailer": ledger.balances[RETAILER] / unit,
+        "grid_operator": ledger.balances[GRID_OPERATOR] / unit,
+        "participants": participants,
+    }
+
+
+def plain(row: object) -> dict[str, JsonValue]:
+    """A slotted dataclass as plain values."""
+    return {name: getattr(row, name) for name in row.__slots__}  # type: ignore[attr-defined]  # our slotted dataclasses
