@@ -14,8 +14,9 @@ from typing import Any
 import uvicorn
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.codec import message_from_json
+from wattmesh_a2a.deadletters import DeadLetters
 from wattmesh_a2a.dedupe import SqliteDedupe
-from wattmesh_a2a.delivery import Delivery
+from wattmesh_a2a.delivery import PEER_REQUESTS_PER_S, Delivery
 from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, INGEST_AGENT, Address, Envelope
 from wattmesh_a2a.errors import ConfigurationError, InvalidMessageError
 from wattmesh_a2a.messages import GatewayStatus
@@ -64,6 +65,8 @@ class Cloud:
             clock,
             keys=KeyRing.of_folder(config.keys),
             store=SqliteDedupe(state / "answers.sqlite"),
+            dead=DeadLetters(state / "dead.sqlite"),
+            peer_requests_per_s=PEER_REQUESTS_PER_S,
             serve=[Address(org, CLOUD_UNIT, name) for name in self.forecasting_ids],
         )
         messenger = self.messenger

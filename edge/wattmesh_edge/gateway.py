@@ -14,8 +14,9 @@ from pathlib import Path
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.codec import record_line
 from wattmesh_a2a.control import Decision
+from wattmesh_a2a.deadletters import DeadLetters
 from wattmesh_a2a.dedupe import SqliteDedupe
-from wattmesh_a2a.delivery import ACKNOWLEDGED, Delivery
+from wattmesh_a2a.delivery import ACKNOWLEDGED, PEER_REQUESTS_PER_S, Delivery
 from wattmesh_a2a.devices import AssetKind, Quality
 from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, MARKET_AGENT, Address, Envelope
 from wattmesh_a2a.errors import ConfigurationError, ExpiredError, UnavailableError, WattmeshError
@@ -185,11 +186,13 @@ class Gateway:
             topics=Topics(prefix=model.messaging.prefix),
             keys=KeyRing.of_site(model.site, self.site.signing_key),
             store=SqliteDedupe(self.site.state / "answers.sqlite"),
+            dead=DeadLetters(self.site.state / "dead.sqlite"),
+            peer_requests_per_s=PEER_REQUESTS_PER_S,
         )
         self._transport = transport
         messenger.on_request(Commitment, self._on_commitment)
-        messenger.on_request(ForecastIssued, self._on_forecast, idempotent=True)
-        messenger.on_request(Strategy, self._on_strategy, idempotent=True)
+        messenger.on_request(ForecastIssued, self._on_forecast, idempotent=True, latest_only=True)
+        messenger.on_request(Strategy, self._on_strategy, idempotent=True, latest_only=True)
         messenger.on_request(DemandResponseEvent, self._on_dr_event)
         messenger.on_request(DemandResponseDispatch, self._on_dr_dispatch)
         messenger.on_event(MarketRules, self._on_rules, source=f"{model.org}/{CLOUD_UNIT}/{MARKET_AGENT}")

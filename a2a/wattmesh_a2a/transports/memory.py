@@ -72,9 +72,14 @@ class MemoryBroker:
 
     def _deliver(self, message: Inbound) -> None:
         loop = asyncio.get_running_loop()
+        shared: dict[str, list[MemoryTransport]] = {}
         for member in self._members:
             if not member.partitioned:
                 loop.call_soon(member.deliver, message)
+                for name in member.shares(message.topic):
+                    shared.setdefault(name, []).append(member)
+        for name, members in shared.items():
+            loop.call_soon(self._random.choice(members).deliver_shared, name, message)
 
 
 class MemoryTransport:
@@ -93,6 +98,15 @@ class MemoryTransport:
     def connected(self) -> bool:
         """See :class:`wattmesh_a2a.transports.base.Transport`."""
         return self._joined and not self.partitioned
+
+    @property
+    def in_flight(self) -> int:
+        """See :class:`wattmesh_a2a.transports.base.Transport`; nothing is acknowledged here."""
+        return 0
+
+    def on_room(self, callback: Callable[[], None]) -> None:
+        """See :class:`wattmesh_a2a.transports.base.Transport`."""
+        self._callbacks.append(callback)
 
     def set_will(self, topic: str, payload: bytes) -> None:
         """See :class:`wattmesh_a2a.transports.base.Transport`."""
@@ -171,3 +185,18 @@ class MemoryTransport:
             for topic_filter, handler in self._handlers:
                 if matches(topic_filter, message.topic):
                     handler(message)
+
+    def shares(self, topic: str) -> list[str]:
+        """The shared filters (``$share/GROUP/FILTER``) of ours that a topic fits."""
+        return [name for name, _ in self._handlers if name.startswith("$share/") and matches(_unshared(name), topic)]
+
+    def deliver_shared(self, name: str, message: Inbound) -> None:
+        """Called by the broker with one member of a group."""
+        if self.connected:
+            for topic_filter, handler in self._handlers:
+                if topic_filter == name:
+                    handler(message)
+
+
+def _unshared(name: str) -> str:
+    return name.split("/", 2)[2]
