@@ -551,11 +551,15 @@ class Delivery:
                 self._keep(key, payload, expires_ns)
             return fate, payload
 
+        handler = self._handlers.get((served, head["type"]))
+        if handler is not None and handler.after_crash is not None and self._store.begun(key):
+            answer = await handler.after_crash(judged.envelope())
+            if answer is not None:  # it took effect in time; only its answer was lost
+                return final(Fate.HANDLED, answer, TaskState.COMPLETED)
         if under_way.revoked:
             return final(Fate.REVOKED, refusal(Fate.REVOKED, under_way.revoked), TaskState.CANCELED)
         if expires_ns <= self._clock.utc_ns():
             return final(Fate.EXPIRED, refusal(Fate.EXPIRED, "came after its expiry"), TaskState.REJECTED)
-        handler = self._handlers.get((served, head["type"]))
         if handler is None:
             fate, cause = Fate.UNKNOWN, f"{served} takes no {head['type']}"
             if not known(head["type"]):
@@ -595,10 +599,6 @@ class Delivery:
     async def _run(self, handler: _Handler, envelope: Envelope, key: str) -> Message:
         assert handler.run is not None
         if handler.after_crash is not None:
-            if self._store.begun(key):
-                answer = await handler.after_crash(envelope)
-                if answer is not None:
-                    return answer
             self._store.begin(key, envelope.expires_ns)
         return await handler.run(envelope)
 

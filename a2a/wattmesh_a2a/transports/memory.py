@@ -29,14 +29,27 @@ class MemoryBroker:
         loss: Share of messages that never arrive.
         repeat: Share that arrive twice.
         reorder: Share that arrive after the following ones.
+        delay_s: Every copy takes a time of its own up to this, in the loop's time.
     """
 
-    def __init__(self, *, seed: int = 0, loss: float = 0.0, repeat: float = 0.0, reorder: float = 0.0) -> None:
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        loss: float = 0.0,
+        repeat: float = 0.0,
+        reorder: float = 0.0,
+        delay_s: float = 0.0,
+    ) -> None:
         self._random = random.Random(seed)
-        self._loss, self._repeat, self._reorder = loss, repeat, reorder
+        self._loss, self._repeat, self._reorder, self._delay_s = loss, repeat, reorder, delay_s
         self._members: list[MemoryTransport] = []
         self._retained: dict[str, Inbound] = {}
         self._held: list[Inbound] = []
+
+    def heal(self) -> None:
+        """No more faults from now on."""
+        self._loss = self._repeat = self._reorder = self._delay_s = 0.0
 
     def join(self, member: MemoryTransport) -> None:
         """A client connects and gets what is retained."""
@@ -71,6 +84,13 @@ class MemoryBroker:
             self._deliver(late)
 
     def _deliver(self, message: Inbound) -> None:
+        if self._delay_s:
+            delay_s = self._random.uniform(0, self._delay_s)
+            asyncio.get_running_loop().call_later(delay_s, self._deliver_now, message)
+        else:
+            self._deliver_now(message)
+
+    def _deliver_now(self, message: Inbound) -> None:
         loop = asyncio.get_running_loop()
         shared: dict[str, list[MemoryTransport]] = {}
         for member in self._members:
