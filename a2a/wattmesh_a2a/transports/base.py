@@ -44,6 +44,22 @@ class Inbound:
     user_properties: tuple[tuple[str, str], ...] = field(default=())
 
 
+def matches(topic_filter: str, topic: str) -> bool:
+    """Whether a topic fits a filter with ``+`` and ``#`` (MQTT 5, section 4.7)."""
+    wanted, given = topic_filter.split("/"), topic.split("/")
+    for index, part in enumerate(wanted):
+        if part == "#":
+            return True
+        if index >= len(given) or part not in {"+", given[index]}:
+            return False
+    return len(wanted) == len(given)
+
+
+def unshared(topic_filter: str) -> str:
+    """The filter inside a shared one (``$share/GROUP/FILTER``), or the filter itself."""
+    return topic_filter.split("/", 2)[2] if topic_filter.startswith("$share/") else topic_filter
+
+
 class Transport(Protocol):
     """Publish and subscribe. All calls and callbacks are on the event loop's thread."""
 

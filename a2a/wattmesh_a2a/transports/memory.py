@@ -7,18 +7,7 @@ import random
 from collections.abc import Callable
 
 from wattmesh_a2a.errors import UnavailableError
-from wattmesh_a2a.transports.base import Inbound, TransportLimits
-
-
-def matches(topic_filter: str, topic: str) -> bool:
-    """Whether a topic fits a filter with ``+`` and ``#`` (MQTT 5, section 4.7)."""
-    wanted, given = topic_filter.split("/"), topic.split("/")
-    for index, part in enumerate(wanted):
-        if part == "#":
-            return True
-        if index >= len(given) or part not in {"+", given[index]}:
-            return False
-    return len(wanted) == len(given)
+from wattmesh_a2a.transports.base import Inbound, TransportLimits, matches, unshared
 
 
 class MemoryBroker:
@@ -208,7 +197,7 @@ class MemoryTransport:
 
     def shares(self, topic: str) -> list[str]:
         """The shared filters (``$share/GROUP/FILTER``) of ours that a topic fits."""
-        return [name for name, _ in self._handlers if name.startswith("$share/") and matches(_unshared(name), topic)]
+        return [name for name, _ in self._handlers if name.startswith("$share/") and matches(unshared(name), topic)]
 
     def deliver_shared(self, name: str, message: Inbound) -> None:
         """Called by the broker with one member of a group."""
@@ -216,7 +205,3 @@ class MemoryTransport:
             for topic_filter, handler in self._handlers:
                 if topic_filter == name:
                     handler(message)
-
-
-def _unshared(name: str) -> str:
-    return name.split("/", 2)[2]

@@ -23,7 +23,8 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from wattmesh_a2a.errors import ConfigurationError, UnavailableError
-from wattmesh_a2a.transports.base import Inbound, TransportLimits
+from wattmesh_a2a.transports.base import Inbound, TransportLimits, matches, unshared
+from wattmesh_a2a.transports.buffered_socket import BufferedSocket
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ _FILTERS_AT_ONCE = 8
 """In one SUBSCRIBE: what AWS IoT Core takes."""
 _CONNACK_S = 10.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 10.0
-_READS_AT_ONCE = 100
+_TOPICS_REMEMBERED = 2000
 
 
 class MqttTransport:
@@ -66,9 +67,7 @@ class MqttTransport:
         self.limits = limits or TransportLimits()
         self._url = url
         self._host, self._port, tls = parse_broker_url(url)
-        self._client = paho.Client(
-            CallbackAPIVersion.VERSION2, client_id=client_id, protocol=paho.MQTTv5, reconnect_on_failure=False
-        )
+        self._client = _Client(self._written, client_id)
         if tls:
             context = ssl.create_default_context(cafile=str(ca) if ca else None)
             if certificate:
@@ -80,7 +79,6 @@ class MqttTransport:
         self._client.on_disconnect = self._on_disconnect
         self._client.on_message = self._on_message
         self._client.on_publish = self._on_publish
-        self._client.on_socket_open = self._on_socket_open
         self._client.on_socket_close = self._on_socket_close
         self._loop: asyncio.AbstractEventLoop | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -89,9 +87,11 @@ class MqttTransport:
         self._cause = "no attempt yet"
         self._said_down = False
         self._stopping = False
-        self._writing = False
+        self._socket: BufferedSocket | None = None
+        self._flushing = False
         self._filters: dict[str, int] = {}
         self._handlers: list[tuple[str, Callable[[Inbound], None]]] = []
+        self._takers: dict[str, list[Callable[[Inbound], None]]] = {}
         self._callbacks: list[Callable[[], None]] = []
         self._room_callbacks: list[Callable[[], None]] = []
         self._unacknowledged: set[int] = set()
@@ -144,7 +144,7 @@ class MqttTransport:
         self._stopping = True
         if self.connected:
             self._client.disconnect()
-            self._write()
+            self._flush()
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
@@ -183,58 +183,61 @@ class MqttTransport:
 
     def _close(self) -> None:
         """The socket is closed whatever state paho believes it to be in."""
-        sock = self._client.socket()
+        sock = self._socket
+        self._socket = None
+        self._flushing = False
         if sock is not None and self._loop is not None:
-            with contextlib.suppress(OSError, ValueError):
-                self._loop.remove_reader(sock)
-                self._loop.remove_writer(sock)
-                sock.close()
-        self._writing = False
-
-    def _on_socket_open(self, client: paho.Client, userdata: object, sock: Any) -> None:
-        """On the connecting thread."""
-        no_delay(sock)
+            if sock.fileno() >= 0:
+                self._loop.remove_reader(sock.fileno())
+                self._loop.remove_writer(sock.fileno())
+            sock.close()
 
     def _listen(self) -> None:
         assert self._loop is not None
-        sock = self._client.socket()
-        if sock is not None and sock.fileno() >= 0:
-            self._loop.add_reader(sock, self._read, sock)
-            self._read(sock)  # TLS may hold bytes already that no select sees
+        self._socket = self._client.buffered
+        if self._socket is not None and self._socket.fileno() >= 0:
+            self._loop.add_reader(self._socket.fileno(), self._read)
+            self._flush()
+            self._read()  # TLS may hold bytes already that no select sees
 
-    def _on_socket_close(self, client: paho.Client, userdata: object, sock: Any) -> None:
-        if self._loop is not None and threading.get_ident() == self._thread_of_loop:
+    def _on_socket_close(self, client: paho.Client, userdata: object, sock: object) -> None:
+        """Before paho closes it; nothing to undo where it was never listened to."""
+        if self._loop is not None and self._socket is not None and threading.get_ident() == self._thread_of_loop:
             with contextlib.suppress(OSError, ValueError):
-                self._loop.remove_reader(sock)
-                self._loop.remove_writer(sock)
+                self._loop.remove_reader(self._socket.fileno())
+                self._loop.remove_writer(self._socket.fileno())
 
-    def _read(self, sock: Any) -> None:
-        if self._client.loop_read() != paho.MQTT_ERR_SUCCESS:
+    def _read(self) -> None:
+        sock = self._socket
+        if sock is None:
             return
-        for _ in range(_READS_AT_ONCE):
-            pending = getattr(sock, "pending", None)
-            if pending is None or self._client.socket() is not sock or not pending():
+        sock.fill()
+        while sock.readable and self._client.buffered is sock:
+            if self._client.loop_read() != paho.MQTT_ERR_SUCCESS:
                 break
-            self._client.loop_read()
-        self._write()
+        if self._client.want_write():
+            self._client.loop_write()
 
-    def _write(self) -> None:
-        """Let the loop write what the socket did not take at once."""
-        sock = self._client.socket()
-        if sock is None or self._loop is None or self._writing or not self._client.want_write():
+    def _written(self) -> None:
+        """Something waits in the buffer: write it with what else comes in this turn of the loop."""
+        if self._loop is not None and threading.get_ident() == self._thread_of_loop and self._socket is not None:
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        sock = self._socket
+        if sock is None or self._loop is None or self._flushing or sock.fileno() < 0:
             return
-        self._client.loop_write()
-        if self._client.want_write() and self._client.socket() is sock:
-            self._writing = True
-            self._loop.add_writer(sock, self._writable, sock)
+        if not sock.flush():
+            self._flushing = True
+            self._loop.add_writer(sock.fileno(), self._flush_on)
 
-    def _writable(self, sock: Any) -> None:
-        self._client.loop_write()
-        if not self._client.want_write() or self._client.socket() is not sock:
-            self._writing = False
-            if self._loop is not None:
-                with contextlib.suppress(OSError, ValueError):
-                    self._loop.remove_writer(sock)
+    def _flush_on(self) -> None:
+        sock = self._socket
+        if sock is not None and self._loop is not None and sock.flush():
+            self._flushing = False
+            self._loop.remove_writer(sock.fileno())
+            if self._client.want_write():
+                self._client.loop_write()
 
     async def publish(
         self,
@@ -270,15 +273,14 @@ class MqttTransport:
         sent = self._client.publish(topic, payload, qos=qos, retain=retain, properties=properties)
         if qos:
             self._unacknowledged.add(sent.mid)
-        self._write()
 
     async def subscribe(self, topic_filter: str, handler: Callable[[Inbound], None], *, qos: int = 1) -> None:
         """See :class:`wattmesh_a2a.transports.base.Transport`."""
         self._handlers.append((topic_filter, handler))
+        self._takers.clear()
         self._filters[topic_filter] = qos
         if self.connected:
             self._client.subscribe(topic_filter, qos=qos)
-            self._write()
 
     def on_connected(self, callback: Callable[[], None]) -> None:
         """See :class:`wattmesh_a2a.transports.base.Transport`."""
@@ -313,8 +315,11 @@ class MqttTransport:
             retained=bool(message.retain),
             user_properties=tuple(getattr(properties, "UserProperty", ())),
         )
-        assert self._loop is not None
-        self._loop.call_soon(self._dispatch, inbound)  # outside paho's callback, where publishing writes at once
+        for handler in self._handlers_of(message.topic):
+            try:
+                handler(inbound)
+            except Exception:  # it would leave paho in the middle of a packet
+                log.exception("a handler of %s failed", message.topic)
 
     def _on_publish(
         self, client: paho.Client, userdata: object, mid: int, reason: ReasonCode, properties: object
@@ -327,7 +332,6 @@ class MqttTransport:
         if self._said_down:
             log.warning("the broker at %s is there", self._url)
             self._said_down = False
-        self._write()
         self._connected.set()
         for callback in (*self._callbacks, *self._room_callbacks):
             callback()
@@ -343,10 +347,32 @@ class MqttTransport:
         for callback in self._room_callbacks:
             callback()
 
-    def _dispatch(self, inbound: Inbound) -> None:
-        for topic_filter, handler in self._handlers:
-            if paho.topic_matches_sub(topic_filter, inbound.topic):
-                handler(inbound)
+    def _handlers_of(self, topic: str) -> list[Callable[[Inbound], None]]:
+        """Who takes a topic, remembered for the topics that come again and again."""
+        found = self._takers.get(topic)
+        if found is None:
+            found = [handler for name, handler in self._handlers if matches(unshared(name), topic)]
+            if len(self._takers) >= _TOPICS_REMEMBERED:
+                self._takers.clear()
+            self._takers[topic] = found
+        return found
+
+
+class _Client(paho.Client):
+    """paho with a socket that reads and writes in large pieces (one private method of paho's is overridden for it)."""
+
+    def __init__(self, written: Callable[[], None], client_id: str) -> None:
+        super().__init__(
+            CallbackAPIVersion.VERSION2, client_id=client_id, protocol=paho.MQTTv5, reconnect_on_failure=False
+        )
+        self.buffered: BufferedSocket | None = None
+        self._handed_over = written
+
+    def _create_socket(self) -> Any:
+        sock = super()._create_socket()
+        no_delay(sock)
+        self.buffered = BufferedSocket(sock, self._handed_over)  # type: ignore[arg-type]  # never a web socket here
+        return self.buffered
 
 
 def parse_broker_url(url: str) -> tuple[str, int, bool]:
