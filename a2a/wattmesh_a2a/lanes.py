@@ -13,6 +13,8 @@ from wattmesh_a2a.errors import InvalidMessageError, UnavailableError
 from wattmesh_a2a.transports.base import Transport
 
 _WAITING_AT_MOST = 2000
+_NEGLIGIBLE_S = 1e-6
+"""Below what timers and sums of floats can tell apart."""
 
 
 class Priority(IntEnum):
@@ -48,7 +50,8 @@ class TokenBucket:
         now = self._now()
         self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_s)
         self._at = now
-        return max(0.0, (min(amount, self._burst) - self._tokens) / self._per_s)
+        wait_s = (min(amount, self._burst) - self._tokens) / self._per_s
+        return wait_s if wait_s > _NEGLIGIBLE_S else 0.0
 
     def take(self, amount: float = 1.0) -> None:
         """Use up ``amount``; what comes in unasked may leave the bucket in debt."""
@@ -57,7 +60,7 @@ class TokenBucket:
 
     def try_take(self, amount: float = 1.0) -> bool:
         """Take ``amount`` if it is there."""
-        if self.wait_s(amount) > 1e-9:
+        if self.wait_s(amount):
             return False
         self.take(amount)
         return True
