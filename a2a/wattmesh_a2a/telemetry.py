@@ -122,6 +122,8 @@ def _stepped(whole: list[int]) -> tuple[int, bytes] | None:
         return _I16, _FIRST.pack(1, whole[0]) + bytes(2 * len(whole) - 2)
     deltas = list(map(sub, whole[1:], whole))
     step = math.gcd(*deltas)
+    if step >= _EXACT:
+        return None
     if step > 1:
         deltas = [delta // step for delta in deltas]
     for code, kind in ((_I16, "h"), (_I32, "i")):
