@@ -265,7 +265,7 @@ MEMORY = """
 import asyncio, sys
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6
-import json, logging, sqlite3, zlib, pydantic, yaml
+import json, logging, pymodbus.client, sqlite3, ssl, zlib, pydantic, yaml
 from wattmesh_a2a import clock, codec, messages, telemetry
 before = resident()
 from pathlib import Path

@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from wattmesh_a2a import codec, tracing
+from wattmesh_a2a import __version__, codec, tracing
+from wattmesh_a2a.cards import standard_card
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.deadletters import DeadLetters
 from wattmesh_a2a.dedupe import KEEP_AFTER_EXPIRY_NS, DedupeStore, MemoryDedupe
@@ -726,7 +727,9 @@ class Delivery:
 
     async def announce(self, card: Mapping[str, object]) -> None:
         """See :class:`wattmesh_a2a.messenger.Messenger`."""
-        self._card = json.dumps({**card, "status": "online", "session": self.session}, separators=(",", ":")).encode()
+        requests = [name for served, name in self._handlers if served == self.address]
+        whole = {**standard_card(self.address, requests, __version__), **card}
+        self._card = json.dumps({**whole, "status": "online", "session": self.session}, separators=(",", ":")).encode()
         if self._transport.connected:
             await self._publish_card()
 
