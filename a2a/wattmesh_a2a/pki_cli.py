@@ -8,7 +8,7 @@ from pathlib import Path
 
 from wattmesh_a2a.errors import ConfigurationError
 
-_BROKER_FILES = {"mosquitto.conf": "broker/mosquitto.conf", "acl": "broker/acl"}
+_BROKER_FILES = {"mosquitto.conf": "broker/mosquitto.conf", "acl": "broker/acl.conf"}
 
 
 def main(argv: list[str]) -> int:
