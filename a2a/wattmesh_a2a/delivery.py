@@ -111,6 +111,14 @@ class _UnderWay:
     revoked: str = field(default="")
 
 
+class _RefusedError(Exception):
+    """Ends a transaction without its effect."""
+
+    def __init__(self, answer: Refused) -> None:
+        super().__init__(answer.error)
+        self.answer = answer
+
+
 class Delivery:
     """The :class:`wattmesh_a2a.messenger.Messenger` over any transport.
 
@@ -576,10 +584,13 @@ class Delivery:
         with tracing.within(envelope.traceparent):
             try:
                 if handler.in_transaction is not None:
-                    return self._in_transaction(handler, envelope, key, stream, final)
+                    return self._in_transaction(handler, envelope, stream, final)
                 answer = await self._run(handler, envelope, key)
                 if handler.latest_only and not isinstance(answer, Refused):
                     self._store.set_latest(stream, envelope.session, envelope.sequence, envelope.time_ns)
+            except _RefusedError as error:
+                fate = Fate.EXPIRED if error.answer.error == Fate.EXPIRED else Fate.REFUSED
+                return final(fate, error.answer, TaskState.REJECTED, keep=not error.answer.retryable)
             except WattmeshError as error:
                 refused = Refused(error=type(error).__name__, detail=str(error)[:200], retryable=error.retryable)
                 return final(
@@ -604,14 +615,19 @@ class Delivery:
         return await handler.run(envelope)
 
     def _in_transaction(
-        self, handler: _Handler, envelope: Envelope, key: str, stream: str, final: Callable[..., tuple[Fate, bytes]]
+        self, handler: _Handler, envelope: Envelope, stream: str, final: Callable[..., tuple[Fate, bytes]]
     ) -> tuple[Fate, bytes]:
-        """Effect and answer in one commit. A handler that raises has no effect, and its refusal is stored alone."""
+        """Effect and answer in one commit. A handler that raises has no effect, and its refusal is stored alone.
+
+        One that was not done before the expiry has no effect either: it is looked at once more before the commit.
+        """
         assert handler.in_transaction is not None
         with self._store.transaction() as connection:
             answer = handler.in_transaction(envelope, connection)  # type: ignore[arg-type]  # none with a memory store
             if isinstance(answer, Refused):
-                return final(Fate.REFUSED, answer, TaskState.REJECTED, keep=not answer.retryable)
+                raise _RefusedError(answer)
+            if envelope.expires_ns <= self._clock.utc_ns():
+                raise _RefusedError(refusal(Fate.EXPIRED, "was not done before its expiry"))
             if handler.latest_only:
                 self._store.set_latest(stream, envelope.session, envelope.sequence, envelope.time_ns)
             return final(Fate.HANDLED, answer, TaskState.COMPLETED)

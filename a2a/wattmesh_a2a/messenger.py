@@ -19,7 +19,8 @@ RequestHandler = Callable[[Envelope], Awaitable[Message]]
 answer that may be repeated for ever is stored, a retryable ``Refused`` is not."""
 EventHandler = Callable[[Envelope], None]
 TransactionHandler = Callable[[Envelope, sqlite3.Connection], Message]
-"""Makes its effect in the given connection and returns the answer; both are committed together, or neither is."""
+"""Makes its effect in the given connection and returns the answer; both are committed together, or neither is. A ``Refused``,
+an exception, or an expiry that passed meanwhile undoes whatever it did."""
 CrashHandler = Callable[[Envelope], Awaitable[Message | None]]
 """Asked after a crash in the middle of a handler: the answer if the effect was made, none if it certainly was not."""
 OutcomeHandler = Callable[[str, Message | None], None]
