@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from wattmesh_a2a import __version__, codec, tracing
+from wattmesh_a2a import a2a_profile as rpc
 from wattmesh_a2a.cards import standard_card
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.deadletters import DeadLetters
@@ -24,6 +25,7 @@ from wattmesh_a2a.events import Arrival, EventTracks
 from wattmesh_a2a.fates import Fate, Gate, known, refusal
 from wattmesh_a2a.lanes import Lanes, Priority, TokenBucket
 from wattmesh_a2a.messages import (
+    SIGNED_NAMES,
     SIGNED_TYPES,
     TYPE_NAMES,
     Acknowledged,
@@ -461,9 +463,67 @@ class Delivery:
             if inbound.response_topic is None:
                 self._drop(Fate.INVALID, "a request without a response topic", inbound, payload)
                 return
-            self._spawn(self._answer(served, inbound, payload, inbound.response_topic))
+            answering = self._answer_rpc if rpc.looks_like_rpc(payload) else self._answer
+            self._spawn(answering(served, inbound, payload, inbound.response_topic))
 
         return take
+
+    async def _answer_rpc(self, served: Address, inbound: Inbound, payload: bytes, response_topic: str) -> None:
+        """Plain A2A of another make: the same steps, but never signed, and answered as an A2A task."""
+        rpc_id: object = None
+        try:
+            source = rpc.requester_of(response_topic, f"{self._topics.prefix}/reply")
+        except InvalidMessageError as error:
+            self._drop(Fate.FOREIGN, str(error), inbound, payload)
+            return
+        if source.org != served.org:
+            self._drop(Fate.FOREIGN, f"a request of {source}, of another organisation", inbound, payload)
+            return
+        try:
+            rpc_id, method, params = rpc.parse_rpc(payload)
+            if not inbound.correlation_data:
+                raise rpc.protocol_error("correlation data is missing")
+            answer = await self._rpc_task(served, source, rpc_id, method, params)
+        except rpc.RpcError as error:
+            self.stats.count(Fate.INVALID, "a2a", str(source))
+            answer = rpc.failure(rpc_id, error)
+        await self._try_publish(response_topic, answer, correlation_data=inbound.correlation_data)
+
+    async def _rpc_task(
+        self, served: Address, source: Address, rpc_id: object, method: str, params: dict[str, Any]
+    ) -> bytes:
+        task = rpc.task_id_of(method, params)
+        key = f"{source}:a2a-{task}"
+        stored = self._store.get(key)
+        if stored is not None:
+            self.stats.count(Fate.DUPLICATE, "a2a", str(source))
+            return rpc.result(rpc_id, task, params, codec.from_fields(codec.decode_fields(stored)))
+        if method == "GetTask":
+            raise rpc.no_such_task(task)
+        wanted = rpc.asked(params)
+        if wanted is None:
+            names = [name for one, name in self._handlers if one == served and name not in SIGNED_NAMES]
+            return rpc.text_result(rpc_id, task, served, names, self._clock.utc_ns())
+        fields = rpc.request_fields(source, served, task, *wanted, self._clock)
+        judged = self._gate.request(
+            codec.encode_fields(fields), served, f"{self._topics.prefix}/reply",
+            self._topics.reply(source, "a2a"), self._clock.utc_ns(),
+        )  # fmt: skip
+        head = judged.head
+        if head is None or (judged.fate is None and key in self._under_way) or not self._within_pace(source):
+            raise rpc.protocol_error("it is under way, or too many are" if head else judged.cause)
+        if judged.fate is not None:
+            payload = self._reply(served, head, judged.refusal(), TaskState.REJECTED)
+            self.stats.count(judged.fate, head["type"], str(source))
+        else:
+            under_way = self._under_way[key] = _UnderWay()
+            try:
+                async with self._slots:
+                    fate, payload = await self._take_effect(served, key, judged, under_way)
+            finally:
+                del self._under_way[key]
+            self.stats.count(fate, head["type"], str(source))
+        return rpc.result(rpc_id, task, params, codec.from_fields(codec.decode_fields(payload)))
 
     async def _answer(self, served: Address, inbound: Inbound, payload: bytes, response_topic: str) -> None:
         """Steps 2 to 12 of :mod:`wattmesh_a2a.fates`, in that order."""
