@@ -2,8 +2,9 @@
 
 A request is ``SendMessage`` with a client-made ``taskId`` (the key by which a repetition is recognised) and one part: ``data``
 with ``{"type": …, "data": …}`` of our vocabulary, or ``text``, which is answered with what the agent takes. It comes without our
-signature and is served as such: what moves power or money is refused. Answers are A2A tasks. Sources: A2A specification 1.0, A2A over MQTT
-v0.1 (its error codes collide with the core's, hence ``error.data.a2a_error``).
+signature and is served as such: what moves power or money is refused. Answers are A2A tasks.
+
+Sources: A2A specification 1.0; A2A over MQTT v0.1, whose error codes collide with the core's, hence ``error.data.a2a_error``.
 """
 
 from __future__ import annotations
