@@ -115,10 +115,12 @@ class MessagingModel(StrictModel):
     """The way to the cloud. Secrets are files."""
 
     broker: str
-    signing_key: Path
+    signing_key: Path | None = None
+    """The key shared with the cloud; without it commands are signed with the certificate below."""
     ca: Path | None = None
     certificate: Path | None = None
     key: Path | None = None
+    crl: Path | None = None
     prefix: str = "a2a/v1"
 
 
@@ -166,7 +168,7 @@ class Site:
     templates: dict[str, Template]
     tariff: Tariff
     state: Path
-    signing_key: Path
+    signing_key: Path | None
     profile: ResponseProfile | None = None
     """How the reflex responds, where it does."""
 
@@ -217,6 +219,14 @@ def load_site(path: Path) -> Site:
         parse_broker_url(model.messaging.broker)
     except ConfigurationError as error:
         raise ConfigurationError(f"{place(path, 'messaging', 'broker')}: {error}") from error
+    if model.messaging.signing_key is None and None in {
+        model.messaging.ca,
+        model.messaging.certificate,
+        model.messaging.key,
+    }:
+        raise ConfigurationError(
+            f"{place(path, 'messaging')}: give signing_key, or ca, certificate and key (wattmesh pki), to sign with"
+        )
     tariff = model.tariff.tariff(model.time_zone)
     try:
         tariff.zone()
@@ -231,7 +241,9 @@ def load_site(path: Path) -> Site:
             update={"frequency": model.frequency.model_copy(update={"source": source.model_copy(update=paths)})}
         )
     files = {
-        name: base / file for name in ("ca", "certificate", "key") if (file := getattr(messaging, name)) is not None
+        name: base / file
+        for name in ("ca", "certificate", "key", "crl")
+        if (file := getattr(messaging, name)) is not None
     }
     devices = tuple(device.model_copy(update={"connection": device.connection.under(base)}) for device in model.devices)
     model = model.model_copy(update={"messaging": messaging.model_copy(update=files), "devices": devices})
@@ -240,7 +252,7 @@ def load_site(path: Path) -> Site:
         templates=templates,
         tariff=tariff,
         state=(base / model.state).resolve(),
-        signing_key=(base / model.messaging.signing_key).resolve(),
+        signing_key=None if messaging.signing_key is None else (base / messaging.signing_key).resolve(),
         profile=profile,
     )
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.codec import record_line
 from wattmesh_a2a.control import Applied, Decision, Failed
+from wattmesh_a2a.deadletters import DeadLetters
 from wattmesh_a2a.dedupe import SqliteDedupe
-from wattmesh_a2a.delivery import ACKNOWLEDGED, Delivery
+from wattmesh_a2a.delivery import ACKNOWLEDGED, PEER_REQUESTS_PER_S, Delivery
 from wattmesh_a2a.devices import AssetKind, Quality
 from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, MARKET_AGENT, Address, Envelope
 from wattmesh_a2a.errors import ConfigurationError, ExpiredError, UnavailableError, WattmeshError
@@ -35,7 +36,7 @@ from wattmesh_a2a.messages import (
     SiteAnnouncement,
     Strategy,
 )
-from wattmesh_a2a.signing import KeyRing
+from wattmesh_a2a.signing import KeyRing, Signer
 from wattmesh_a2a.tariff import slot_start_ns
 from wattmesh_a2a.topics import Topics
 from wattmesh_a2a.transports.mqtt import MqttTransport
@@ -190,17 +191,31 @@ class Gateway:
             address,
             self._clock,
             topics=Topics(prefix=model.messaging.prefix),
-            keys=KeyRing.of_site(model.site, self.site.signing_key),
+            keys=self._make_keys(),
             store=SqliteDedupe(self.site.state / "answers.sqlite"),
+            dead=DeadLetters(self.site.state / "dead.sqlite"),
+            peer_requests_per_s=PEER_REQUESTS_PER_S,
         )
         self._transport = transport
         messenger.on_request(Commitment, self._on_commitment)
-        messenger.on_request(ForecastIssued, self._on_forecast, idempotent=True)
-        messenger.on_request(Strategy, self._on_strategy, idempotent=True)
+        messenger.on_request(ForecastIssued, self._on_forecast, idempotent=True, latest_only=True)
+        messenger.on_request(Strategy, self._on_strategy, idempotent=True, latest_only=True)
         messenger.on_request(DemandResponseEvent, self._on_dr_event)
         messenger.on_request(DemandResponseDispatch, self._on_dr_dispatch)
         messenger.on_event(MarketRules, self._on_rules, source=f"{model.org}/{CLOUD_UNIT}/{MARKET_AGENT}")
         return messenger
+
+    def _make_keys(self) -> Signer:
+        """A key shared with the cloud, or the device's own with its certificate."""
+        if self.site.signing_key is not None:
+            return KeyRing.of_site(self.site_id, self.site.signing_key)
+        from wattmesh_a2a.certificates import CertificateKeys  # an extra (pki): the gateway of a demo does without
+
+        files = self.site.model.messaging
+        assert files.certificate is not None
+        assert files.key is not None
+        assert files.ca is not None
+        return CertificateKeys(files.certificate, files.key, files.ca, files.crl)
 
     def _battery_limits(self, *, with_response: bool) -> dict[str, BatteryLimits]:
         """Limits of each battery; ``with_response``: less the energy that is kept for the frequency response."""
