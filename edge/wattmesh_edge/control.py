@@ -11,18 +11,19 @@ from typing import Protocol
 
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.control import Applied, Clamped, Decision, Failed, Priority, Proposal, Rejected
-from wattmesh_drivers.driver import BaseDriver, Driver
+from wattmesh_drivers.driver import BaseDriver, Driver, DriverState
 
-from wattmesh_edge.arbiter import BatteryLimits, SiteLimits, arbitrate, device_range
+from wattmesh_edge.arbiter import arbitrate, device_range, production_limit
 from wattmesh_edge.image import ImageMaker, SiteImage
+from wattmesh_edge.limits import BatteryLimits, SiteLimits
 
 log = logging.getLogger(__name__)
 
 CONTROL = "active_power_w"
 CURTAIL = "production_limit_percent"
 RESPONSE = "frequency-response"
-_DEAD_BAND_W = 10.0
-"""A setpoint that would move less is left as it is."""
+_LONGEST_STEP = 2
+"""Periods that a ramp may make up for after a cycle was missed."""
 
 
 class Agent(Protocol):
@@ -106,7 +107,12 @@ class ControlCycle:
         self._baseline: dict[str, float] = {}
         self._held: dict[str, float] = {}
         self._responding: set[str] = set()
-        self._curtailed = False
+        self._held_percent = 100.0
+        self._last_ns: int | None = None
+        self._unsafe = {name for name, driver in drivers.items() if driver.state is not DriverState.READY}
+        """Devices that were never seen since the start: whatever setpoint they resumed is ended before they are used."""
+        self._task: asyncio.Task[object] | None = None
+        self._resting = self._stopping = False
         self._failing: set[str] = set()
         self.counts: Counter[str] = Counter()
         self.overrun_max_ns = 0
@@ -114,14 +120,30 @@ class ControlCycle:
         self.cycle_max_ns = 0
         """Longest cycle in real time."""
         self.image: SiteImage | None = None
+        self.decisions: Sequence[Decision] = ()
+        """Of the last cycle."""
+        self.outcomes: Mapping[str, str] = {}
+        """What came of them, by asset."""
+
+    def was_made_safe(self, device: str) -> None:
+        """A device was given its safe state before the first cycle."""
+        self._unsafe.discard(device)
+
+    def stop(self) -> None:
+        """End :meth:`run` after the cycle that is under way, or at once between two cycles."""
+        self._stopping = True
+        if self._resting and self._task is not None:
+            self._task.cancel()
 
     async def run(self) -> None:
-        """Cycle for ever, on multiples of the period; a cycle that was missed is not made up for."""
+        """Cycle until :meth:`stop`, on multiples of the period; a cycle that was missed is not made up for."""
+        self._task = asyncio.current_task()
         with self._clock.runner():
-            while True:
+            while not self._stopping:
                 now = self._clock.monotonic_ns()
                 due = now - now % self._period_ns + self._period_ns
-                await self._clock.sleep_until_ns(due)
+                if not await self._rested(due):
+                    return
                 began = self._real_ns()
                 late = self._clock.monotonic_ns() - due
                 await self.cycle()
@@ -129,20 +151,43 @@ class ControlCycle:
                 over = self._clock.monotonic_ns() - due - self._period_ns
                 self.overrun_max_ns = max(self.overrun_max_ns, late, over)
 
+    async def _rested(self, due_ns: int) -> bool:
+        """Wait for the next cycle; false when there shall be none."""
+        self._resting = True
+        try:
+            await self._clock.sleep_until_ns(due_ns)
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+            if self._task is not None:
+                self._task.uncancel()
+        finally:
+            self._resting = False
+        return not self._stopping
+
     async def cycle(self) -> None:
         """One cycle."""
         await self._poll()
         image = self.image = self._maker.make(self._clock.utc_ns(), self._clock.monotonic_ns())
         proposals = self._ask(image)
-        decisions = arbitrate(image, proposals, self._batteries, self._site)
+        decisions = self._decide(image, proposals)
         self._baseline = {one.asset_id: one.target_w for one in decisions if one.target_w is not None}
         if responses := self._responses(image):
-            decisions = arbitrate(image, [*proposals, *responses], self._batteries, self._site)
+            decisions = self._decide(image, [*proposals, *responses])
+        self._last_ns = image.monotonic_ns
         outcomes = await asyncio.gather(*(self._apply(decision, image) for decision in decisions))
-        await self._curtail(image)
         names = {decision.asset_id: outcome for decision, outcome in zip(decisions, outcomes, strict=True)}
+        for decision, outcome in await self._curtail(image):
+            decisions.append(decision)
+            names[decision.asset_id] = outcome
         self.counts["cycles"] += 1
+        self.decisions, self.outcomes = decisions, names
         self._record(image, decisions, names)
+
+    def _decide(self, image: SiteImage, proposals: Sequence[Proposal]) -> list[Decision]:
+        since_ns = self._period_ns if self._last_ns is None else image.monotonic_ns - self._last_ns
+        elapsed_s = min(since_ns, _LONGEST_STEP * self._period_ns) / NS_PER_S
+        return arbitrate(image, proposals, self._batteries, self._site, held=self._held, elapsed_s=elapsed_s)
 
     async def _poll(self) -> None:
         """Read every device. One whose driver fails in a way nobody thought of goes stale, and the others go on."""
@@ -155,6 +200,10 @@ class ControlCycle:
                 if name not in self._failing:
                     self._failing.add(name)
                     log.error("the driver of %s failed; the site goes on without it", name, exc_info=result)
+            elif name in self._unsafe and result:
+                self._unsafe.discard(name)
+                for outcome in await self._drivers[name].apply_safe_state():
+                    log.info("%s came late: safe state: %s", name, outcome)
 
     def _ask(self, image: SiteImage) -> list[Proposal]:
         """Proposals of all agents; one that fails is left out, said once, and asked again next time."""
@@ -191,7 +240,7 @@ class ControlCycle:
         if reflex is None:
             return
         limits = self._response_limits.get(battery, self._batteries[battery])
-        low, high = device_range(image, battery, limits, self._site)
+        low, high = device_range(image, battery, limits, self._site, self._held)
         state = image.batteries.get(battery)
         soc = state.soc_percent if state is not None else None
         per_percent = limits.rated_energy_wh / 100
@@ -232,7 +281,6 @@ class ControlCycle:
             self._held.pop(battery, None)
             if isinstance(driver, BaseDriver):
                 driver.forget_written(CONTROL)
-        target = self._quiet(battery, round(target))
         writes = driver.counters["writes"]
         outcome = await driver.control(CONTROL, target)
         if driver.counters["writes"] != writes or not isinstance(outcome, Applied):
@@ -256,29 +304,30 @@ class ControlCycle:
         self._failing.discard(battery)
         return type(outcome).__name__
 
-    def _quiet(self, battery: str, target: float) -> float:
-        """The value that stands, where the new one is within the dead band; never across zero."""
-        held = self._held.get(battery)
-        if held is not None and abs(held - target) < _DEAD_BAND_W and (held == 0) == (target == 0):
-            return held
-        return target
-
-    async def _curtail(self, image: SiteImage) -> None:
+    async def _curtail(self, image: SiteImage) -> list[tuple[Decision, str]]:
         """Keep the export limit by curtailing PV when the batteries could not, and let go when there is room again."""
-        inverters = [driver for driver in self._drivers.values() if CURTAIL in driver.template.controls]
-        grid, pv = image.grid_power_w, image.pv_power_w
-        if not inverters or grid is None or pv is None:
-            return
-        over_w = -grid.value - self._site.export_limit_w
-        if over_w <= 0 and not self._curtailed:
-            return
-        rated = sum(driver.asset.rated_power_w or 0.0 for driver in inverters)
-        if not rated:
-            return
-        # With room the limit rises by a tenth of the rating a cycle, with excess it falls by the excess at once.
-        percent = min(100.0, max(0.0, 100 * (-pv - over_w) / rated + (10.0 if over_w < -0.05 * rated else 0.0)))
-        self._curtailed = percent < 100.0
-        for driver in inverters:
-            outcome = await driver.control(CURTAIL, round(percent, 1))
+        inverters = {name: driver for name, driver in self._drivers.items() if CURTAIL in driver.template.controls}
+        rated = {name: driver.asset.rated_power_w or 0.0 for name, driver in inverters.items()}
+        if not sum(rated.values()):
+            return []
+        limit = production_limit(image, self._site, sum(rated.values()), self._held_percent)
+        if limit is None:
+            return []
+        self._held_percent = round(limit[0], 1)
+        done = []
+        for name, driver in inverters.items():
+            outcome = await driver.control(CURTAIL, self._held_percent)
             self.counts["commands_sent"] += 1
             self.counts[f"commands_{type(outcome).__name__.lower()}"] += 1
+            target = -rated[name] * self._held_percent / 100
+            decision = Decision(
+                asset_id=name,
+                time_ns=image.time_ns,
+                target_w=target,
+                decided_by=limit[1],
+                limited_by=limit[1] if self._held_percent < 100 else None,
+                requested_w=-rated[name],
+                remaining_w=-rated[name] - target,
+            )
+            done.append((decision, type(outcome).__name__))
+        return done

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.codec import record_line
-from wattmesh_a2a.control import Decision
+from wattmesh_a2a.control import Applied, Clamped, Decision
 from wattmesh_a2a.dedupe import SqliteDedupe
 from wattmesh_a2a.delivery import ACKNOWLEDGED, Delivery
 from wattmesh_a2a.devices import AssetKind, Quality
@@ -39,7 +39,7 @@ from wattmesh_a2a.signing import KeyRing
 from wattmesh_a2a.tariff import slot_start_ns
 from wattmesh_a2a.topics import Topics
 from wattmesh_a2a.transports.mqtt import MqttTransport
-from wattmesh_drivers.driver import Driver
+from wattmesh_drivers.driver import Driver, DriverState
 from wattmesh_drivers.factory import create_driver
 from wattmesh_drivers.modbus.line import LinePool
 from wattmesh_drivers.modbus.proxy import ModbusProxy
@@ -49,11 +49,11 @@ from wattmesh_edge.agents.base import SLOT_NS, SLOT_S, Outlook, SiteAgent, store
 from wattmesh_edge.agents.consumer import ConsumerAgent
 from wattmesh_edge.agents.planner import Storage
 from wattmesh_edge.agents.producer import ProducerAgent
-from wattmesh_edge.arbiter import BatteryLimits, SiteLimits
 from wattmesh_edge.config import DeviceModel, FrequencyModel, FrequencyResponseModel, FrequencySourceModel, Site
 from wattmesh_edge.control import ControlCycle
 from wattmesh_edge.flash import FLASH_TABLE, FlashWrites
 from wattmesh_edge.image import ImageMaker, SiteImage
+from wattmesh_edge.limits import BatteryLimits, SiteLimits
 from wattmesh_edge.metering import Metering
 from wattmesh_edge.outbox import Outbox
 from wattmesh_edge.reflex import sources
@@ -68,6 +68,10 @@ _ORDER_AHEAD_SLOTS = 2
 _STATUS_NS = 10 * NS_PER_S
 _REPORT_NS = 3600 * NS_PER_S
 _DRAIN_S = 15.0
+_LAST_CYCLE_S = 5.0
+"""Real time that the last cycle has to end in."""
+_START_S = 2.0
+"""Real time that devices have to answer in before the site starts without them."""
 _SOURCE_AGAIN_S = 10.0
 """Real time until a frequency source that was not there is asked for again."""
 _AGENTS: Mapping[str, type[SiteAgent]] = {"producer": ProducerAgent, "consumer": ConsumerAgent}
@@ -259,14 +263,16 @@ class Gateway:
             ready.touch()
         try:
             async with asyncio.TaskGroup() as group:
-                running = [
-                    group.create_task(self.control.run(), name="control"),
-                    group.create_task(self._uplink_loop(), name="uplink"),
-                ]
+                control = group.create_task(self.control.run(), name="control")
+                uplink = group.create_task(self._uplink_loop(), name="uplink")
                 self._spawn(self._ask_commitments())
                 await stop.wait()
-                for task in running:
-                    task.cancel()
+                self.control.stop()  # the cycle that is under way ends: nothing is cut between a write and its readback
+                await asyncio.wait({control}, timeout=_LAST_CYCLE_S)
+                if not control.done():
+                    log.error("the last cycle does not end; the site is left safe without it")
+                    control.cancel()
+                uplink.cancel()
         finally:  # also when something of ours failed: the site is left safe
             await self._end()
 
@@ -287,13 +293,17 @@ class Gateway:
         return ModbusProxy(line, timeout_s=template.connection.timeout_ms / 1000)
 
     async def _connect_device(self, name: str, driver: Driver) -> None:
-        try:
-            await driver.connect()
-        except (UnavailableError, ConfigurationError) as error:
-            log.warning("%s is not there yet (%s); the site starts without it", name, error)
+        """Try for a while; polls go on trying afterwards, and the control cycle makes what comes late safe before it is used."""
+        deadline = time.monotonic() + _START_S
+        while driver.state is DriverState.DISCONNECTED and time.monotonic() < deadline:
+            if not await driver.poll():
+                await asyncio.sleep(0.02)
+        if driver.state is not DriverState.READY:
+            log.warning("%s is not there yet; the site starts without it", name)
             return
         for outcome in await driver.apply_safe_state():
             log.info("%s: safe state: %s", name, outcome)
+        self.control.was_made_safe(name)
 
     def _start_reflex(self) -> None:
         """Start listening as soon as the source is known; begin to respond when the battery's register is, too."""
@@ -426,12 +436,8 @@ class Gateway:
             self._take_frequency_events(last=True)
         for proxy in self._proxies:
             await proxy.stop()
-        for driver in self.drivers.values():
-            await driver.apply_safe_state()
-            for outcome in await driver.release():
-                log.info("%s: given back to its own management: %s", driver.asset.id, outcome)
-            await driver.close()
-        self.outbox.seal()
+        self.outbox.seal()  # before anything that may take long: a second, harder signal loses nothing
+        await asyncio.gather(*(self._let_go(name, driver) for name, driver in self.drivers.items()))
         if not await self.uplink.drain(_DRAIN_S):
             log.warning("%d batches wait for the next start", self.outbox.waiting())
         for task in list(self._tasks):
@@ -442,6 +448,19 @@ class Gateway:
         self.outbox.close()
         self._db.commit()
         self._db.close()
+
+    async def _let_go(self, name: str, driver: Driver) -> None:
+        """Safe state, then back to its own management. A device that is in trouble does not keep the others from it."""
+        try:
+            async with asyncio.timeout(_LAST_CYCLE_S):
+                for outcome in await driver.apply_safe_state():
+                    if not isinstance(outcome, Applied | Clamped):
+                        log.warning("%s: safe state: %s", name, outcome)
+                for outcome in await driver.release():
+                    log.info("%s: given back to its own management: %s", name, outcome)
+                await driver.close()
+        except Exception:
+            log.exception("%s could not be let go in order; its own watchdog ends what it holds", name)
 
     async def _uplink_loop(self) -> None:
         """In real time, beside control: live batches first, the backlog behind them."""

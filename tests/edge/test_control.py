@@ -2,9 +2,10 @@
 
 import pytest
 from wattmesh_a2a.control import GRID_CONNECTION, Failed, Priority, Proposal
-from wattmesh_edge.arbiter import BatteryLimits, SiteLimits
+from wattmesh_a2a.devices import Quality
 from wattmesh_edge.control import ControlCycle
 from wattmesh_edge.image import ImageMaker
+from wattmesh_edge.limits import BatteryLimits, SiteLimits
 
 
 class Wish:
@@ -82,10 +83,17 @@ async def test_an_agent_that_fails_does_not_end_control(cycle, devices, caplog):
     assert len([r for r in caplog.records if "broken" in r.getMessage()]) == 1, "said once"
 
 
-async def test_a_dead_meter_leaves_nothing_raised(cycle, devices):
+async def test_a_dead_meter_leaves_nothing_raised(cycle, devices, clock):
     one = cycle(Wish(0.0))
     await one.cycle()
     devices["meter"].alive = False
+    await one.cycle()
+    assert one.records[-1][0].grid_power_w.quality == Quality.UNCERTAIN, "estimated from what was known last"
+    assert devices["battery"].written[-1] == ("active_power_w", -800), "what stands may stand"
+    devices["inverter"].set(active_power_w=-3000.0)
+    await one.cycle()
+    assert devices["battery"].written[-1] == ("active_power_w", 0), "and is taken back, never turned round"
+    clock.set_ns(61 * 10**9)
     await one.cycle()
     assert devices["battery"].written[-1] == ("active_power_w", 0)
     assert one.records[-1][0].grid_power_w is None
