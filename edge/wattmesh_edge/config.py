@@ -25,7 +25,10 @@ class GridConnectionModel(StrictModel):
     """Limits of the connection, positive magnitudes."""
 
     import_limit_w: float = Field(gt=0)
-    export_limit_w: float = Field(ge=0)
+    export_limit_w: float = Field(ge=0, description="0 is zero export")
+    phase_limit_w: float | None = Field(
+        default=None, gt=0, description="of each phase, either way; needs a meter that tells them"
+    )
 
 
 class DeviceModel(StrictModel):
@@ -36,7 +39,17 @@ class DeviceModel(StrictModel):
     connection: ConnectionModel
     rated_power_w: float | None = Field(default=None, gt=0)
     rated_energy_wh: float | None = Field(default=None, gt=0)
-    role: Literal["grid"] | None = Field(default=None, description="the meter at the grid connection")
+    role: Literal["grid", "backup", "load"] | None = Field(
+        default=None, description="the meter at the grid connection, a second one there, or one that sees consumption"
+    )
+    phase: Literal[1, 2, 3] | None = Field(default=None, description="of a device on one phase; none: over all three")
+    ramp_w_per_s: float | None = Field(
+        default=None, gt=0, description="how fast its power may grow; protection is never slowed"
+    )
+    idle_below_w: float = Field(default=0, ge=0, description="it cannot hold less than this but 0")
+    health_percent: float = Field(
+        default=100, gt=0, le=100, description="of the rated energy that a battery still holds"
+    )
 
 
 class MarketModel(StrictModel):
@@ -51,7 +64,14 @@ class ControlModel(StrictModel):
 
     period_s: float = Field(default=1.0, ge=0.1, le=60)
     reserve_soc_percent: float = Field(default=5.0, ge=0, le=100)
-    peak_limit_w: float | None = Field(default=None, gt=0, description="wished upper limit of import")
+    peak_limit_w: float | None = Field(
+        default=None,
+        gt=0,
+        description="upper limit of the import of a quarter hour: the owner's word, above market and plan",
+    )
+    meter_lag_s: float = Field(
+        default=0, ge=0, le=30, description="by how much the grid meter tells an older time than the batteries do"
+    )
 
 
 class FrequencySourceModel(StrictModel):
@@ -170,6 +190,10 @@ class Site:
     profile: ResponseProfile | None = None
     """How the reflex responds, where it does."""
 
+    def meters_of(self, role: str) -> list[str]:
+        """Devices with a role, in the file's order."""
+        return [device.id for device in self.model.devices if device.role == role]
+
     @property
     def grid_meter(self) -> str:
         """The device at the grid connection."""
@@ -203,8 +227,10 @@ def load_site(path: Path) -> Site:
             raise ConfigurationError(f"{where}: a battery needs rated_power_w and rated_energy_wh")
         if "production_limit_percent" in template.controls and device.rated_power_w is None:
             raise ConfigurationError(f"{where}: an inverter needs rated_power_w, so that the export limit can be kept")
-        if device.role == "grid" and template.kind is not AssetKind.METER:
-            raise ConfigurationError(f"{where}.role: grid is for a meter, and {template.id} is a {template.kind}")
+        if device.role is not None and template.kind is not AssetKind.METER:
+            raise ConfigurationError(
+                f"{where}.role: {device.role} is for a meter, and {template.id} is a {template.kind}"
+            )
     _check_lines(path, model, templates)
     profile = None if model.frequency is None else _check_frequency(path, model, templates)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import resource
 import sqlite3
 import time
@@ -54,6 +55,7 @@ from wattmesh_edge.control import ControlCycle
 from wattmesh_edge.flash import FLASH_TABLE, FlashWrites
 from wattmesh_edge.image import ImageMaker, SiteImage
 from wattmesh_edge.limits import BatteryLimits, SiteLimits
+from wattmesh_edge.memory import Memory, durably
 from wattmesh_edge.metering import Metering
 from wattmesh_edge.outbox import Outbox
 from wattmesh_edge.reflex import sources
@@ -95,6 +97,7 @@ class Gateway:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._tables()
+        self._memory = Memory(self._db)
         self._lines = LinePool()
         self._proxies: list[ModbusProxy] = []
         self.drivers: dict[str, Driver] = {
@@ -114,7 +117,14 @@ class Gateway:
         columns = [f"{name}.{point.id}" for name, driver in self.drivers.items() for point in driver.asset.points]
         self.outbox = Outbox(site.state / "outbox", self.site_id, self.messenger.session, columns)
         self.uplink = Uplink(self.outbox, self.messenger)
-        self._maker = ImageMaker(self.drivers, site.grid_meter, model.control.period_s)
+        self._maker = ImageMaker(
+            self.drivers,
+            site.grid_meter,
+            model.control.period_s,
+            backups=site.meters_of("backup"),
+            load_meters=site.meters_of("load"),
+            meter_lag_s=model.control.meter_lag_s,
+        )
         self.metering = Metering(self.site_id, self.drivers, site.grid_meter, self._maker, self._db)
         self._trace = DecisionTrace(self._db)
         self._response_limits = self._battery_limits(with_response=False)
@@ -142,7 +152,11 @@ class Gateway:
             self._maker,
             self.agents,
             self._batteries,
-            SiteLimits(import_limit_w=model.connection.import_limit_w, export_limit_w=model.connection.export_limit_w),
+            SiteLimits(
+                import_limit_w=model.connection.import_limit_w,
+                export_limit_w=model.connection.export_limit_w,
+                phase_limit_w=model.connection.phase_limit_w,
+            ),
             clock,
             period_s=model.control.period_s,
             record=self._record,
@@ -213,6 +227,10 @@ class Gateway:
                     min_soc_percent=self.site.model.control.reserve_soc_percent + 100 * out_wh / energy,
                     max_soc_percent=100 - 100 * in_wh / energy,
                     safe_power_w=template.safe_state.get("active_power_w", 0.0),
+                    ramp_w_per_s=device.ramp_w_per_s or math.inf,
+                    idle_below_w=device.idle_below_w,
+                    phase=device.phase,
+                    health=device.health_percent / 100,
                 )
         return limits
 
@@ -250,7 +268,24 @@ class Gateway:
         row = self._db.execute("SELECT value FROM state WHERE name = 'profile'").fetchone()
         if row:
             outlook.profile = {int(slot): (load, pv) for slot, (load, pv) in json.loads(row[0]).items()}
+        self._recall(outlook)
         return outlook
+
+    def _recall(self, outlook: Outlook) -> None:
+        """What was told before this start and still holds: a restart without the cloud goes on with it."""
+        now = self._clock.utc_ns()
+        for name, message in self._memory.recall("dispatch", now).items():
+            if isinstance(message, DemandResponseDispatch):
+                outlook.dispatches[name] = message
+        for message in self._memory.recall("strategy", now).values():
+            if isinstance(message, Strategy):
+                outlook.strategy = message
+        for message in self._memory.recall("forecast", now).values():
+            if isinstance(message, ForecastIssued):
+                outlook.forecasts.update({forecast.quantity: forecast for forecast in message.forecasts})
+        for message in self._memory.recall("rules", now).values():
+            if isinstance(message, MarketRules):
+                outlook.rules = message
 
     # -- life cycle
 
@@ -564,6 +599,7 @@ class Gateway:
         outlook.forget_before(image.time_ns)
         if slot % (86_400 * NS_PER_S) == 0:
             self._trace.prune(image.time_ns)
+            self._memory.prune(image.time_ns)
             self._db.execute("DELETE FROM commitments WHERE slot_ns < ?", (image.time_ns - KEEP_NS,))
         outlook.plan(image.time_ns, stored_energy_wh(image, outlook.storage))
         if outlook.value is None and self.outlook.forecasts:
@@ -603,6 +639,8 @@ class Gateway:
         rules = envelope.data
         market = self.site.model.market
         if isinstance(rules, MarketRules) and market is not None and rules.area_id == market.area:
+            if rules != self.outlook.rules:  # it comes again and again: the disk is written for what is new
+                self._memory.keep("rules", rules.area_id, rules, self._clock.utc_ns() + 86_400 * NS_PER_S)
             self.outlook.rules = rules
 
     async def _on_commitment(self, envelope: Envelope) -> Message:
@@ -614,7 +652,7 @@ class Gateway:
     def _keep_commitment(self, commitment: Commitment) -> None:
         if commitment.participant_id != self.site_id:
             raise ConfigurationError(f"a commitment of {commitment.participant_id} came to {self.site_id}")
-        with self._db:
+        with durably(self._db):
             self._db.execute(
                 "INSERT OR REPLACE INTO commitments VALUES (?, ?, ?)",
                 (commitment.slot_start_ns, commitment.net_wh, len(commitment.trades)),
@@ -641,6 +679,8 @@ class Gateway:
             held: Forecast | None = self.outlook.forecasts.get(forecast.quantity)
             if forecast.site_id == self.site_id and (held is None or forecast.issued_ns >= held.issued_ns):
                 self.outlook.forecasts[forecast.quantity] = forecast
+                ends_ns = forecast.start_ns + len(forecast.values) * forecast.slot_s * NS_PER_S
+                self._memory.keep("forecast", forecast.quantity, ForecastIssued(forecasts=(forecast,)), ends_ns)
         return ACKNOWLEDGED
 
     async def _on_strategy(self, envelope: Envelope) -> Message:
@@ -648,6 +688,7 @@ class Gateway:
         assert isinstance(strategy, Strategy)
         if strategy.site_id == self.site_id:
             self.outlook.strategy = strategy
+            self._memory.keep("strategy", self.site_id, strategy, strategy.expires_ns)
         return ACKNOWLEDGED
 
     async def _on_dr_event(self, envelope: Envelope) -> Message:
@@ -667,6 +708,7 @@ class Gateway:
         assert isinstance(dispatch, DemandResponseDispatch)
         if dispatch.site_id == self.site_id:
             self.outlook.dispatches[dispatch.event_id] = dispatch
+            self._memory.keep("dispatch", dispatch.event_id, dispatch, dispatch.end_ns)
             self._count("dispatches")
         return ACKNOWLEDGED
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from array import array
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -96,6 +97,8 @@ class ImageMaker:
         period_s: Of the control cycle.
         backups: Other meters at the same place, asked in this order while the grid meter is away.
         load_meters: Meters that together see all consumption: with them a grid meter that is away is estimated without end.
+        meter_lag_s: By how much the grid meter tells an older time than the steered devices do. What these have changed since is
+            added to it: else the change would be taken for load and made twice.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class ImageMaker:
         *,
         backups: Sequence[str] = (),
         load_meters: Sequence[str] = (),
+        meter_lag_s: float = 0.0,
     ) -> None:
         self._drivers = drivers
         self._meters = (grid_meter, *backups)
@@ -120,6 +124,9 @@ class ImageMaker:
         self._loads = [*self._of(AssetKind.LOAD), *self._of(AssetKind.EV_CHARGER)]
         self._known_load: tuple[float, int] | None = None
         """Consumption as it was known last, and the monotonic time of it."""
+        self._lag_ns = round(meter_lag_s * NS_PER_S)
+        self._steered: deque[tuple[int, float]] = deque()
+        """Power of all steered devices by monotonic time, as far back as the meter's lag."""
         self._offset_ns: int | None = None
         self._before_jump: dict[str, array[int]] = {}
         """Times of the values from before the wall clock jumped: nothing says how old those are."""
@@ -160,6 +167,7 @@ class ImageMaker:
         beside = None if pv is None or steered is None else pv + steered
         meter, measured = self._measured(now_ns)
         if measured is not None:
+            measured += self._changed_since(steered, monotonic_ns)
             grid: Value | None = Value(value=measured, quality=Quality.GOOD)
             if beside is not None:
                 self._known_load = (measured - beside, monotonic_ns)
@@ -177,6 +185,17 @@ class ImageMaker:
             loads=loads,
             phase_power_w=(known[0], known[1], known[2]) if len(known) == len(_PHASES) else None,
         )
+
+    def _changed_since(self, steered: float | None, monotonic_ns: int) -> float:
+        """What the steered devices have changed since the time that the grid meter tells of; 0 where it is not known."""
+        if not self._lag_ns or steered is None:
+            self._steered.clear()
+            return 0.0
+        history = self._steered
+        history.append((monotonic_ns, steered))
+        while len(history) > 1 and history[1][0] <= monotonic_ns - self._lag_ns:
+            history.popleft()
+        return steered - history[0][1]
 
     def _measured(self, now_ns: int) -> tuple[str, float | None]:
         """The first meter at the connection that answers."""
