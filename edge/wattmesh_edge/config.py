@@ -131,6 +131,13 @@ class FrequencyModel(StrictModel):
     response: FrequencyResponseModel | None = None
 
 
+class LocalModel(StrictModel):
+    """The site's own page and metrics, for whoever is on the gateway (or on the other end of a tunnel to it)."""
+
+    host: Literal["127.0.0.1", "::1"] = "127.0.0.1"
+    port: int = Field(ge=0, le=65535, description="0: any free one, told in the log")
+
+
 class MessagingModel(StrictModel):
     """The way to the cloud. Secrets are files."""
 
@@ -158,6 +165,7 @@ class SiteModel(StrictModel):
     control: ControlModel = ControlModel()
     frequency: FrequencyModel | None = None
     messaging: MessagingModel
+    local: LocalModel | None = None
     state: Path
 
     @model_validator(mode="after")

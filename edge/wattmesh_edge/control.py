@@ -119,6 +119,8 @@ class ControlCycle:
         """Longest time by which a cycle began late or ran over its period, on the cycle's clock."""
         self.cycle_max_ns = 0
         """Longest cycle in real time."""
+        self.cycle_ns = 0
+        """Last cycle in real time."""
         self.image: SiteImage | None = None
         self.decisions: Sequence[Decision] = ()
         """Of the last cycle."""
@@ -147,7 +149,8 @@ class ControlCycle:
                 began = self._real_ns()
                 late = self._clock.monotonic_ns() - due
                 await self.cycle()
-                self.cycle_max_ns = max(self.cycle_max_ns, self._real_ns() - began)
+                self.cycle_ns = self._real_ns() - began
+                self.cycle_max_ns = max(self.cycle_max_ns, self.cycle_ns)
                 over = self._clock.monotonic_ns() - due - self._period_ns
                 self.overrun_max_ns = max(self.overrun_max_ns, late, over)
 

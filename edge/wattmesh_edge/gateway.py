@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from wattmesh_a2a.alarms import Alarm
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.codec import record_line
 from wattmesh_a2a.control import Applied, Clamped, Decision
@@ -53,12 +54,16 @@ from wattmesh_edge.agents.producer import ProducerAgent
 from wattmesh_edge.config import DeviceModel, FrequencyModel, FrequencyResponseModel, FrequencySourceModel, Site
 from wattmesh_edge.control import ControlCycle
 from wattmesh_edge.flash import FLASH_TABLE, FlashWrites
+from wattmesh_edge.history import History
 from wattmesh_edge.image import ImageMaker, SiteImage
 from wattmesh_edge.limits import BatteryLimits, SiteLimits
+from wattmesh_edge.local import LocalServer
 from wattmesh_edge.memory import Memory, durably
 from wattmesh_edge.metering import Metering
 from wattmesh_edge.outbox import Outbox
+from wattmesh_edge.panel import Panel, resident_bytes
 from wattmesh_edge.reflex import sources
+from wattmesh_edge.service import ServiceManager
 from wattmesh_edge.trace import KEEP_NS, DecisionTrace
 from wattmesh_edge.uplink import Uplink
 
@@ -164,6 +169,22 @@ class Gateway:
             reflex=self._reflexes,
             response_limits=self._response_limits,
         )
+        self._history = History(self._db)
+        self._service = ServiceManager()
+        self._alarms: dict[str, Alarm] = {}
+        self.panel = Panel(
+            self.site_id,
+            self.control,
+            self.drivers,
+            self.outbox,
+            self._history,
+            clock,
+            period_s=model.control.period_s,
+            totals=self._totals,
+            connected=lambda: self._transport.connected,
+            alarms=lambda: list(self._alarms.values()),
+        )
+        self._local = LocalServer(self.panel.pages()) if model.local is not None else None
         self._tasks: set[asyncio.Task[None]] = set()
         self._ordered: set[int] = set()
         self._planned_slot = 0
@@ -294,6 +315,7 @@ class Gateway:
         await self._connect_devices()
         await self.messenger.announce({"announcement": self._announcement()})
         await self.messenger.start()
+        await self._start_local()
         if ready is not None:
             ready.touch()
         try:
@@ -310,6 +332,18 @@ class Gateway:
                 uplink.cancel()
         finally:  # also when something of ours failed: the site is left safe
             await self._end()
+
+    async def _start_local(self) -> None:
+        """The site's own page; a port that is taken costs the page, and never control."""
+        model = self.site.model.local
+        if self._local is None or model is None:
+            return
+        try:
+            await self._local.start(model.host, model.port)
+        except OSError as error:
+            log.warning("the site shows no page at %s:%d: %s", model.host, model.port, error)
+            return
+        log.info("the site shows itself at http://%s:%d/", model.host, self._local.port)
 
     async def _connect_devices(self) -> None:
         """Safe state first. A device that is absent does not keep the others from working."""
@@ -466,6 +500,7 @@ class Gateway:
 
     async def _end(self) -> None:
         """Safe state, everything on disk, everything handed over that can be within its time, then goodbye."""
+        self._service.stopping()
         if self._reflex is not None:
             self._reflex.stop()
             self._take_frequency_events(last=True)
@@ -478,11 +513,15 @@ class Gateway:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._local is not None:
+            await self._local.stop()
+        self._history.flush()
         self._write_report()
         await self.messenger.stop()
         self.outbox.close()
         self._db.commit()
         self._db.close()
+        self._service.close()
 
     async def _let_go(self, name: str, driver: Driver) -> None:
         """Safe state, then back to its own management. A device that is in trouble does not keep the others from it."""
@@ -527,6 +566,7 @@ class Gateway:
 
     def _record(self, image: SiteImage, decisions: Sequence[Decision], outcomes: Mapping[str, str]) -> None:
         """The end of a cycle. A disk that is full or broken costs the record, and never control."""
+        self._service.healthy(f"{self.site_id}: {len(decisions)} setpoints a cycle")
         try:
             self._keep(image, decisions, outcomes)
         except (OSError, sqlite3.Error) as error:
@@ -546,6 +586,7 @@ class Gateway:
         for decision in decisions:
             if self._trace.note(decision, outcomes[decision.asset_id]):
                 self.outbox.add_record(record_line(decision))
+        self._history.note(image)
         for interval in self.metering.update(image):
             self.outbox.add_record(record_line(interval))
             self.outlook.learn(interval)
@@ -600,6 +641,7 @@ class Gateway:
         if slot % (86_400 * NS_PER_S) == 0:
             self._trace.prune(image.time_ns)
             self._memory.prune(image.time_ns)
+            self._history.prune(image.time_ns)
             self._db.execute("DELETE FROM commitments WHERE slot_ns < ?", (image.time_ns - KEEP_NS,))
         outlook.plan(image.time_ns, stored_energy_wh(image, outlook.storage))
         if outlook.value is None and self.outlook.forecasts:
@@ -761,7 +803,7 @@ class Gateway:
             frequency_hz=snapshot.frequency_hz if snapshot else None,
             rocof_hz_per_s=snapshot.rocof_hz_per_s if snapshot else None,
             frequency_events=len(self._frequency_events),
-            resident_mb=_resident_mb(),
+            resident_mb=resident_bytes() / 1e6,
             cpu_s=usage.ru_utime + usage.ru_stime,
             plan_source="market" if self._in_market(now_ns) else self.outlook.source,
         )
@@ -844,15 +886,6 @@ class Gateway:
 
     def _count(self, name: str, by: int = 1) -> None:
         self.counts[name] = self.counts.get(name, 0) + by
-
-
-def _resident_mb() -> float:
-    """Memory that this process occupies now."""
-    try:
-        fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
-    except OSError:
-        return 0.0
-    return int(fields[1]) * resource.getpagesize() / 1e6
 
 
 async def run_gateway(site: Site, clock: Clock, stop: asyncio.Event, ready: Path | None = None) -> None:
