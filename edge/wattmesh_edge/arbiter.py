@@ -356,12 +356,14 @@ def _decisions(
         else:
             requested, by, reason = limits.safe_power_w, SAFE_STATE, None
         remaining = requested - powers[name]
-        if abs(remaining) < DEAD_BAND_W and reason is None:
+        if abs(remaining) <= DEAD_BAND_W + 1 and reason is None:
             requested, remaining = powers[name], 0.0
         elif reason is None:
             box = stack.boxes[name]
             reason = box.clamp(requested)[1] or limit
-            reason = reason or f"cannot hold less than {limits.idle_below_w:g} W"
+            reason = reason or (
+                f"cannot hold less than {limits.idle_below_w:g} W" if limits.idle_below_w else "dead band"
+            )
         decisions.append(
             Decision(
                 asset_id=name,

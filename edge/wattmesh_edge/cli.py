@@ -105,7 +105,7 @@ def why(argv: list[str]) -> int:
     database = site.state / "gateway.sqlite"
     if not database.exists():
         raise ConfigurationError(f"{database} does not exist: the gateway has not run yet")
-    lines = explain(database, int(moment.timestamp()) * 1_000_000_000)
+    lines = explain(database, min(int(moment.timestamp()) * 1_000_000_000, 2**63 - 1))
     print("\n".join(lines) or "nothing had been decided by then")
     return 0 if lines else 1
 

@@ -508,7 +508,7 @@ class Gateway:
             await proxy.stop()
         self.outbox.seal()  # before anything that may take long: a second, harder signal loses nothing
         await asyncio.gather(*(self._let_go(name, driver) for name, driver in self.drivers.items()))
-        if not await self.uplink.drain(_DRAIN_S):
+        if not await self.uplink.drain(_DRAIN_S if self._transport.connected else 0.0):
             log.warning("%d batches wait for the next start", self.outbox.waiting())
         for task in list(self._tasks):
             task.cancel()
