@@ -31,6 +31,15 @@ class GridConnectionModel(StrictModel):
     )
 
 
+class PlaneModel(StrictModel):
+    """Where an inverter's modules stand and look: with it its yield is compared with a clear sky's."""
+
+    latitude_deg: float = Field(ge=-66, le=66)
+    longitude_deg: float = Field(ge=-180, le=180)
+    tilt_deg: float = Field(default=30, ge=0, le=90)
+    azimuth_deg: float = Field(default=180, ge=0, le=360, description="clockwise from north; 180 is south")
+
+
 class DeviceModel(StrictModel):
     """One device and where it is."""
 
@@ -47,6 +56,7 @@ class DeviceModel(StrictModel):
         default=None, gt=0, description="how fast its power may grow; protection is never slowed"
     )
     idle_below_w: float = Field(default=0, ge=0, description="it cannot hold less than this but 0")
+    plane: PlaneModel | None = Field(default=None, description="of an inverter's modules, for early warning")
     health_percent: float = Field(
         default=100, gt=0, le=100, description="of the rated energy that a battery still holds"
     )

@@ -127,6 +127,11 @@ class ControlCycle:
         self.outcomes: Mapping[str, str] = {}
         """What came of them, by asset."""
 
+    @property
+    def curtailed(self) -> bool:
+        """Whether production is limited now."""
+        return self._held_percent < 100
+
     def was_made_safe(self, device: str) -> None:
         """A device was given its safe state before the first cycle."""
         self._unsafe.discard(device)

@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from wattmesh_a2a.alarms import Alarm
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.codec import record_line
 from wattmesh_a2a.control import Applied, Clamped, Decision
@@ -58,12 +57,14 @@ from wattmesh_edge.history import History
 from wattmesh_edge.image import ImageMaker, SiteImage
 from wattmesh_edge.limits import BatteryLimits, SiteLimits
 from wattmesh_edge.local import LocalServer
+from wattmesh_edge.maintenance import Maintenance
 from wattmesh_edge.memory import Memory, durably
 from wattmesh_edge.metering import Metering
 from wattmesh_edge.outbox import Outbox
 from wattmesh_edge.panel import Panel, resident_bytes
 from wattmesh_edge.reflex import sources
 from wattmesh_edge.service import ServiceManager
+from wattmesh_edge.sun import Plane
 from wattmesh_edge.trace import KEEP_NS, DecisionTrace
 from wattmesh_edge.uplink import Uplink
 
@@ -171,7 +172,7 @@ class Gateway:
         )
         self._history = History(self._db)
         self._service = ServiceManager()
-        self._alarms: dict[str, Alarm] = {}
+        self._maintenance = Maintenance(self.site_id, self.drivers, self._maker, self._planes(), self._db)
         self.panel = Panel(
             self.site_id,
             self.control,
@@ -182,7 +183,7 @@ class Gateway:
             period_s=model.control.period_s,
             totals=self._totals,
             connected=lambda: self._transport.connected,
-            alarms=lambda: list(self._alarms.values()),
+            alarms=lambda: list(self._maintenance.alarms.values()),
         )
         self._local = LocalServer(self.panel.pages()) if model.local is not None else None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -254,6 +255,19 @@ class Gateway:
                     health=device.health_percent / 100,
                 )
         return limits
+
+    def _planes(self) -> dict[str, Plane]:
+        """Where each inverter's modules look, as far as the site file says it."""
+        return {
+            device.id: Plane(
+                latitude_deg=device.plane.latitude_deg,
+                longitude_deg=device.plane.longitude_deg,
+                tilt_deg=device.plane.tilt_deg,
+                azimuth_deg=device.plane.azimuth_deg,
+            )
+            for device in self.site.model.devices
+            if device.plane is not None
+        }
 
     def _kept_for_response(self, battery: str) -> tuple[float, float]:
         """Energy that the response's profile has to find in a battery: to discharge, and to charge."""
@@ -587,6 +601,9 @@ class Gateway:
             if self._trace.note(decision, outcomes[decision.asset_id]):
                 self.outbox.add_record(record_line(decision))
         self._history.note(image)
+        for alarm in self._maintenance.observe(image.time_ns, limited=self.control.curtailed):
+            self.outbox.add_record(record_line(alarm))
+            log.log(logging.INFO if alarm.cleared_ns else logging.WARNING, "%s", alarm.text)
         for interval in self.metering.update(image):
             self.outbox.add_record(record_line(interval))
             self.outlook.learn(interval)
