@@ -78,13 +78,15 @@ async def _run(file: Path, time_server: str | None, ready: Path | None) -> None:
 
     from wattmesh_edge.config import load_site
     from wattmesh_edge.gateway import run_gateway
+    from wattmesh_edge.versions import Versions
 
-    site = load_site(file)
+    versions = Versions(file, load_site(file).state / "config")
+    site = versions.load()
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with open_clock(site.model.site, time_server) as clock:
-        await run_gateway(site, clock, stop, ready)
+        await run_gateway(site, clock, stop, ready, versions)
 
 
 def why(argv: list[str]) -> int:

@@ -222,8 +222,13 @@ class Site:
         return [name for name, template in self.templates.items() if template.kind is kind]
 
 
-def load_site(path: Path) -> Site:
-    """The site of a file; raises :class:`ConfigurationError` naming file, line and field. Nothing is started by it."""
+def load_site(path: Path, base: Path | None = None) -> Site:
+    """The site of a file; raises :class:`ConfigurationError` naming file, line and field. Nothing is started by it.
+
+    Args:
+        path: The file.
+        base: What paths in it are relative to; none: the file's folder.
+    """
     model = load_yaml_model(path, SiteModel)
     templates: dict[str, Template] = {}
     for index, device in enumerate(model.devices):
@@ -260,7 +265,7 @@ def load_site(path: Path) -> Site:
         tariff.zone()
     except ConfigurationError as error:
         raise ConfigurationError(f"{place(path, 'time_zone')}: {error}") from error
-    base = path.parent
+    base = path.parent if base is None else base
     messaging = model.messaging
     if model.frequency is not None:
         source = model.frequency.source

@@ -19,14 +19,16 @@ from wattmesh_a2a.dedupe import SqliteDedupe
 from wattmesh_a2a.delivery import ACKNOWLEDGED, Delivery
 from wattmesh_a2a.devices import AssetKind, Quality
 from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, MARKET_AGENT, Address, Envelope
-from wattmesh_a2a.errors import ConfigurationError, ExpiredError, UnavailableError, WattmeshError
+from wattmesh_a2a.errors import ConfigurationError, ExpiredError, UnauthorisedError, UnavailableError, WattmeshError
 from wattmesh_a2a.forecast import Forecast
 from wattmesh_a2a.grid import DemandResponseDispatch, DemandResponseEvent, DemandResponseOffer, FrequencyEvent
 from wattmesh_a2a.messages import (
+    Acknowledged,
     AssetSummary,
     Commitment,
     CommitmentList,
     CommitmentQuery,
+    ConfigurationChange,
     ForecastIssued,
     GatewayStatus,
     MarketRules,
@@ -67,6 +69,7 @@ from wattmesh_edge.service import ServiceManager
 from wattmesh_edge.sun import Plane
 from wattmesh_edge.trace import KEEP_NS, DecisionTrace
 from wattmesh_edge.uplink import Uplink
+from wattmesh_edge.versions import Health, Trial, Versions
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +81,7 @@ _REPORT_NS = 3600 * NS_PER_S
 _DRAIN_S = 15.0
 _LAST_CYCLE_S = 5.0
 """Real time that the last cycle has to end in."""
+_ANSWER_S = 0.5
 _START_S = 2.0
 """Real time that devices have to answer in before the site starts without them."""
 _SOURCE_AGAIN_S = 10.0
@@ -91,10 +95,18 @@ class Gateway:
     Args:
         site: The checked site file.
         clock: Time of everything but I/O.
+        versions: Of its configuration; none: it cannot be changed from afar.
+        trial: Watches the version that is on trial.
     """
 
-    def __init__(self, site: Site, clock: Clock) -> None:
+    def __init__(self, site: Site, clock: Clock, versions: Versions | None = None, trial: Trial | None = None) -> None:
         model = site.model
+        self._versions = versions
+        self._trial = trial
+        self.changed = asyncio.Event()
+        """Set when another version of the configuration is to be run."""
+        self.last_health: Health | None = None
+        """When the end began."""
         self.site = site
         self.site_id = model.site
         self._clock = clock
@@ -232,6 +244,7 @@ class Gateway:
         messenger.on_request(Strategy, self._on_strategy, idempotent=True)
         messenger.on_request(DemandResponseEvent, self._on_dr_event)
         messenger.on_request(DemandResponseDispatch, self._on_dr_dispatch)
+        messenger.on_request(ConfigurationChange, self._on_configuration)
         messenger.on_event(MarketRules, self._on_rules, source=f"{model.org}/{CLOUD_UNIT}/{MARKET_AGENT}")
         return messenger
 
@@ -338,6 +351,7 @@ class Gateway:
                 uplink = group.create_task(self._uplink_loop(), name="uplink")
                 self._spawn(self._ask_commitments())
                 await stop.wait()
+                self.last_health = self.health()
                 self.control.stop()  # the cycle that is under way ends: nothing is cut between a write and its readback
                 await asyncio.wait({control}, timeout=_LAST_CYCLE_S)
                 if not control.done():
@@ -580,6 +594,7 @@ class Gateway:
 
     def _record(self, image: SiteImage, decisions: Sequence[Decision], outcomes: Mapping[str, str]) -> None:
         """The end of a cycle. A disk that is full or broken costs the record, and never control."""
+        self._judge()
         self._service.healthy(f"{self.site_id}: {len(decisions)} setpoints a cycle")
         try:
             self._keep(image, decisions, outcomes)
@@ -771,6 +786,39 @@ class Gateway:
             self._count("dispatches")
         return ACKNOWLEDGED
 
+    async def _on_configuration(self, envelope: Envelope) -> Message:
+        change = envelope.data
+        assert isinstance(change, ConfigurationChange)
+        if envelope.source.unit != CLOUD_UNIT or change.site_id != self.site_id:
+            raise UnauthorisedError(
+                f"{envelope.source} may not configure {self.site_id} with a file of {change.site_id}"
+            )
+        if self._versions is None:
+            raise ConfigurationError("this gateway keeps no versions")
+        self._versions.propose(change.version, change.text)
+        asyncio.get_running_loop().call_later(_ANSWER_S, self.changed.set)  # the answer goes out first
+        return Acknowledged(detail=f"version {change.version} is tried")
+
+    def health(self) -> Health:
+        """How the site does, for a trial."""
+        return Health(
+            answering=frozenset(name for name, driver in self.drivers.items() if driver.state is DriverState.READY),
+            healthy=self.panel.healthy(),
+            agent_failures=self.control.counts["agent_failures"],
+        )
+
+    def _judge(self) -> None:
+        """After each cycle of a version on trial: keep it, go back, or watch on."""
+        if self._trial is None or self._versions is None or (verdict := self._trial.judge(self.health())) is None:
+            return
+        self._trial = None
+        if verdict == "good":
+            log.info("version %d of the configuration is good", self._versions.trial)
+            self._versions.accept()
+        else:
+            self._versions.roll_back(verdict)
+            self.changed.set()
+
     # -- reporting
 
     def _announcement(self) -> dict[str, object]:
@@ -905,12 +953,37 @@ class Gateway:
         self.counts[name] = self.counts.get(name, 0) + by
 
 
-async def run_gateway(site: Site, clock: Clock, stop: asyncio.Event, ready: Path | None = None) -> None:
-    """Build and run a gateway until ``stop``."""
-    began = time.monotonic()
-    gateway = Gateway(site, clock)
-    log.info("%s: composed in %.2f s", site.model.site, time.monotonic() - began)
-    await gateway.run(stop, ready)
+async def run_gateway(
+    site: Site, clock: Clock, stop: asyncio.Event, ready: Path | None = None, versions: Versions | None = None
+) -> None:
+    """Build and run a gateway until ``stop``; with ``versions`` anew with each version of its configuration."""
+    before: Health | None = None
+    while True:
+        began = time.monotonic()
+        trial = Trial(before) if versions is not None and versions.trial else None
+        gateway = Gateway(site, clock, versions, trial)
+        log.info("%s: composed in %.2f s", site.model.site, time.monotonic() - began)
+        ended = asyncio.Event()
+        waiting = [asyncio.create_task(event.wait()) for event in (stop, gateway.changed)]
+        watching = asyncio.create_task(_first(waiting, ended))
+        try:
+            await gateway.run(ended, ready)
+        finally:
+            for task in (*waiting, watching):
+                task.cancel()
+            await asyncio.gather(*waiting, watching, return_exceptions=True)
+        if versions is None:
+            return
+        if stop.is_set():
+            versions.pause()
+            return
+        before = before if trial is not None else gateway.last_health
+        site = versions.load()
+
+
+async def _first(waiting: Sequence[asyncio.Task[bool]], ended: asyncio.Event) -> None:
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    ended.set()
 
 
 def _other_source(model: FrequencySourceModel) -> Mapping[str, object]:
