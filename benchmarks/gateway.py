@@ -154,10 +154,13 @@ def fill(site: Site, hours: float) -> int:
     now = time.time_ns() - round(hours * 3600e9)
     values = array("d", [rng.uniform(0, 5000) for _ in range(POINTS)])
     quality = bytes(POINTS)
-    for second in range(round(hours * 3600)):
+    course = []
+    for second in range(1000):
         for index in range(second % 10, POINTS, 10):  # a tenth of the points moves each second
             values[index] = round(values[index] + rng.gauss(0, 20))
-        outbox.add_row(now + second * 10**9, [values], [quality])
+        course.append(array("d", values))
+    for second in range(round(hours * 3600)):
+        outbox.add_row(now + second * 10**9, [course[second % len(course)]], [quality])
     outbox.close()
     return round(hours * 3600) // ROWS
 
@@ -174,8 +177,7 @@ async def backlog(site: Site, broker: str, children: Children, hours: float) -> 
                 late.append((time.monotonic(), age * 1000))
 
     listener = MqttTransport(broker, "bench/listener/one")
-    await listener.subscribe("a2a/v1/telemetry/home-1/points/+", arrived)
-    await listener.subscribe("a2a/v1/telemetry/+/+/+", arrived)
+    await listener.subscribe("wattmesh/v1/telemetry/+/home-1/points", arrived)
     await listener.start()
     await listener.wait_connected(10)
     children.start("drain", ["gateway", "run", str(site.file)])

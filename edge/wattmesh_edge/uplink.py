@@ -45,11 +45,13 @@ class Uplink:
         if room <= 0:
             return
         for batch in self._outbox.pending(room, skip=frozenset(self._sent)):
+            key = batch.stream, batch.sequence
+            self._sent[key] = now  # before it is sent: its acknowledgement may be quicker than our own return
             try:
                 await self._messenger.send_telemetry(batch.stream, batch.frame)
             except UnavailableError:
+                self._sent.pop(key, None)
                 return
-            self._sent[batch.stream, batch.sequence] = now
             self.sent += 1
 
     async def drain(self, timeout_s: float) -> bool:
