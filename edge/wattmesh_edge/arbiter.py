@@ -177,9 +177,10 @@ def arbitrate(
             if one.asset_id != GRID_CONNECTION and one.target_w is not None and math.isfinite(one.target_w):
                 stack.aim(one.asset_id, one.target_w, one)
         if rest is not None:
+            started = _started_loads_w(image, stack, batteries)
             for one in mine:
                 if one.asset_id == GRID_CONNECTION and one.target_w is not None and math.isfinite(one.target_w):
-                    stack.aim(GRID_CONNECTION, one.target_w - rest, one)
+                    stack.aim(GRID_CONNECTION, one.target_w - rest + started, one)
     return _decisions(image, stack, batteries, held)
 
 
@@ -318,6 +319,15 @@ def _bound(stack: _Stack, proposal: Proposal, rest: float | None) -> None:
         stack.bound(proposal.asset_id, bounds.min_w, bounds.max_w, bounds.reason)
     elif rest is not None:
         stack.bound(GRID_CONNECTION, bounds.min_w - rest, bounds.max_w - rest, bounds.reason)
+
+
+def _started_loads_w(image: SiteImage, stack: _Stack, batteries: Mapping[str, BatteryLimits]) -> float:
+    """By how much loads are moved in this cycle: a target for the connection was made without it, and batteries do not jump for it.
+
+    In the next cycle it is measured, and whoever made the target can take it into account. Bounds hold at once.
+    """
+    chosen = [name for name in stack.chosen if name in batteries and not batteries[name].stores]
+    return sum(stack.boxes[name].low - (image.loads.get(name) or 0.0) for name in chosen)
 
 
 def _ramped(

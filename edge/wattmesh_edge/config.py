@@ -62,6 +62,18 @@ class DeviceModel(StrictModel):
     )
 
 
+class FlexibleModel(StrictModel):
+    """What a load that can wait needs, and when."""
+
+    device: str
+    energy_wh: float = Field(gt=0, description="in each window")
+    power_w: float = Field(gt=0, description="at which it runs")
+    begins: str = Field(alias="from", pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$", description="local time")
+    ends: str = Field(
+        alias="to", pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$", description="local time; before from: the next day"
+    )
+
+
 class MarketModel(StrictModel):
     """The local market this site is a participant of."""
 
@@ -171,6 +183,7 @@ class SiteModel(StrictModel):
     tariff: TariffModel
     devices: tuple[DeviceModel, ...] = Field(min_length=1)
     agents: tuple[Literal["producer", "consumer"], ...] = ("producer", "consumer")
+    flexible: tuple[FlexibleModel, ...] = ()
     market: MarketModel | None = None
     control: ControlModel = ControlModel()
     frequency: FrequencyModel | None = None
@@ -187,6 +200,9 @@ class SiteModel(StrictModel):
                 raise ValueError(f"devices: {name!r} stands twice")
         if sum(device.role == "grid" for device in self.devices) != 1:
             raise ValueError("devices: exactly one meter needs role: grid")
+        for index, need in enumerate(self.flexible):
+            if need.device not in names:
+                raise ValueError(f"flexible[{index}].device: {need.device!r} is none of the devices {', '.join(names)}")
         if self.frequency is not None:
             response = self.frequency.response
             listed = {"source": self.frequency.source.device, "response": response.device if response else None}

@@ -10,6 +10,7 @@ import resource
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
+from datetime import time as clock_time
 from pathlib import Path
 
 from wattmesh_a2a.clock import NS_PER_S, Clock
@@ -50,6 +51,7 @@ from wattmesh_drivers.modbus.proxy import ModbusProxy
 from wattmesh_edge import reflex as fast
 from wattmesh_edge.agents.base import SLOT_NS, SLOT_S, Outlook, SiteAgent, stored_energy_wh
 from wattmesh_edge.agents.consumer import ConsumerAgent
+from wattmesh_edge.agents.flexible import FlexibleAgent, Need
 from wattmesh_edge.agents.planner import Storage
 from wattmesh_edge.agents.producer import ProducerAgent
 from wattmesh_edge.config import DeviceModel, FrequencyModel, FrequencyResponseModel, FrequencySourceModel, Site
@@ -158,6 +160,22 @@ class Gateway:
             )
             for name in model.agents
         ]
+        self._flexible = FlexibleAgent(
+            tuple(
+                Need(
+                    device=need.device,
+                    energy_wh=need.energy_wh,
+                    power_w=need.power_w,
+                    begins=clock_time.fromisoformat(need.begins),
+                    ends=clock_time.fromisoformat(need.ends),
+                )
+                for need in model.flexible
+            ),
+            site.tariff,
+            site.tariff.zone(),
+            period_s=model.control.period_s,
+            taken=self._load_taken(),
+        )
         self._reflex: fast.Reflex | None = None
         self._reflexes: dict[str, fast.Reflex] = {}
         self._response_missing = False
@@ -168,8 +186,8 @@ class Gateway:
         self.control = ControlCycle(
             self.drivers,
             self._maker,
-            self.agents,
-            self._batteries,
+            [*self.agents, self._flexible],
+            {**self._batteries, **self._load_limits()},
             SiteLimits(
                 import_limit_w=model.connection.import_limit_w,
                 export_limit_w=model.connection.export_limit_w,
@@ -268,6 +286,26 @@ class Gateway:
                     health=device.health_percent / 100,
                 )
         return limits
+
+    def _load_limits(self) -> dict[str, BatteryLimits]:
+        """Limits of each load that can be steered."""
+        return {
+            device.id: BatteryLimits(
+                rated_power_w=device.rated_power_w or 0.0,
+                rated_energy_wh=0.0,
+                ramp_w_per_s=device.ramp_w_per_s or math.inf,
+                idle_below_w=device.idle_below_w,
+                phase=device.phase,
+                stores=False,
+            )
+            for device in self.site.model.devices
+            if (template := self.site.templates[device.id]).kind in {AssetKind.EV_CHARGER, AssetKind.LOAD}
+            and "active_power_w" in template.controls
+        }
+
+    def _load_taken(self) -> dict[str, tuple[int, float]]:
+        row = self._db.execute("SELECT value FROM state WHERE name = 'taken'").fetchone()
+        return {name: (int(begun), float(wh)) for name, (begun, wh) in json.loads(row[0]).items()} if row else {}
 
     def _planes(self) -> dict[str, Plane]:
         """Where each inverter's modules look, as far as the site file says it."""
@@ -679,6 +717,9 @@ class Gateway:
         if outlook.value is None and self.outlook.forecasts:
             return  # the state of charge is not known yet: try in the next cycle
         self._planned_slot = slot
+        if self._flexible.taken:
+            taken = json.dumps(self._flexible.taken)
+            self._db.execute("INSERT OR REPLACE INTO state VALUES ('taken', ?)", (taken,))
         wanted = slot + _ORDER_AHEAD_SLOTS * SLOT_NS
         index = (wanted - outlook.value.start_ns) // SLOT_NS if outlook.value is not None else -1
         rules, strategy = outlook.rules, outlook.strategy

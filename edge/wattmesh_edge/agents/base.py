@@ -180,6 +180,9 @@ class SiteAgent(ABC):
         rest, stored = image.rest_power_w, stored_energy_wh(image, self.outlook.storage)
         if rest is None or stored is None:
             return []
+        rest += sum(
+            power for power in image.loads.values() if power is not None
+        )  # a battery may cover these as any other
         outlook, now = self.outlook, image.time_ns
         slot = slot_start_ns(now, SLOT_S)
         commitment = outlook.commitments.get(slot)
