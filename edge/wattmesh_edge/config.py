@@ -276,6 +276,7 @@ def load_site(path: Path, base: Path | None = None) -> Site:
         parse_broker_url(model.messaging.broker)
     except ConfigurationError as error:
         raise ConfigurationError(f"{place(path, 'messaging', 'broker')}: {error}") from error
+    _check_control(path, model, templates)
     tariff = model.tariff.tariff(model.time_zone)
     try:
         tariff.zone()
@@ -302,6 +303,28 @@ def load_site(path: Path, base: Path | None = None) -> Site:
         signing_key=(base / model.messaging.signing_key).resolve(),
         profile=profile,
     )
+
+
+def _check_control(path: Path, site: SiteModel, templates: dict[str, Template]) -> None:
+    """What the arbiter is told to keep can be measured, and what it is told to move can be moved."""
+    if site.connection.phase_limit_w is not None:
+        for index, device in enumerate(site.devices):
+            points = {point.id for point in templates[device.id].points}
+            missing = [f"active_power_l{phase}_w" for phase in (1, 2, 3) if f"active_power_l{phase}_w" not in points]
+            if device.role == "grid" and missing:
+                raise ConfigurationError(
+                    f"{place(path, 'connection', 'phase_limit_w')}: {templates[device.id].id} does not tell "
+                    f"{', '.join(missing)}; leave it out or use a meter that does ({place(path, 'devices', index)})"
+                )
+    rated = {device.id: device.rated_power_w for device in site.devices}
+    for index, need in enumerate(site.flexible):
+        where = place(path, "flexible", index)
+        if "active_power_w" not in templates[need.device].controls:
+            raise ConfigurationError(f"{where}.device: {templates[need.device].id} cannot be told its power")
+        if templates[need.device].kind is AssetKind.BATTERY:
+            raise ConfigurationError(f"{where}.device: {need.device} is a battery; the plan has it already")
+        if need.power_w > (rated[need.device] or 0.0):
+            raise ConfigurationError(f"{where}.power_w: {need.power_w:g} is above the device's rated_power_w")
 
 
 def _check_lines(path: Path, site: SiteModel, templates: dict[str, Template]) -> None:
