@@ -4,6 +4,7 @@ import asyncio
 import configparser
 import json
 import os
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -132,6 +133,16 @@ def test_the_unit_is_closed_and_its_watchdog_is_on():
     assert int(service["LimitRTPRIO"]) > 0
     assert "LimitMEMLOCK" in service
     assert int(service["TimeoutStopSec"]) >= 30, "the last cycle, the safe state and the drain fit"
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+def test_systemd_understands_the_unit(tmp_path):
+    unit = tmp_path / "wattmesh-gateway@.service"
+    unit.write_text((SYSTEMD / unit.name).read_text().replace("@PREFIX@/bin/wattmesh", "/bin/true"))
+    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
+    newer = ("RestartSteps", "RestartMaxDelaySec")  # of systemd 254; older ones ignore them
+    told = [line for line in done.stderr.splitlines() if unit.name in line and not any(name in line for name in newer)]
+    assert told == []
 
 
 @pytest.fixture
