@@ -136,7 +136,7 @@ async def test_three_days_without_the_cloud_cost_no_record_and_no_sense(devices,
     while site.outbox.waiting():
         await site.uplink.pump()
         rounds += 1
-    assert rounds <= waiting // 32 + 2, "a window at a time"
+    assert rounds <= waiting // 8 + 2, "a few at a time: control comes first"
     site.outbox.seal()
     await site.uplink.pump()
     assert cloud.rows() == 3 * DAY + 1
@@ -162,7 +162,7 @@ async def test_a_broker_that_flaps_and_loses_costs_nothing(devices, clock, tmp_p
         await site.step()
     cloud.there, cloud.loses = True, 0.0
     site.outbox.seal()
-    for _ in range(100):
+    for _ in range(400):
         site.now_s += 10
         await site.uplink.pump()
     assert site.outbox.waiting() == 0

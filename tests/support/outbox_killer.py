@@ -83,7 +83,7 @@ def main(folder: Path, rounds: int, seed: int) -> dict[str, object]:
         assert os.WIFSIGNALED(status), "the child ended by itself"
         with os.fdopen(reader, "rb") as told:
             acknowledged |= {int(line) for line in told.read().split(b"\n")[:-1]}
-        first = max(acknowledged, default=-1) + 2  # the one that was under way may be there or not
+        first = max(acknowledged | {first}) + 2  # the one that was under way may be there or not: it never comes again
         began = time.monotonic()
         outbox = opened(folder, f"r{number}")
         worst_open_s = max(worst_open_s, time.monotonic() - began)
