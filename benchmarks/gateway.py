@@ -171,7 +171,7 @@ async def backlog(site: Site, broker: str, children: Children, hours: float) -> 
 
     def arrived(inbound) -> None:
         batch = decode(inbound.payload)
-        if isinstance(batch, ColumnBatch):
+        if isinstance(batch, ColumnBatch) and batch.session != "backlog":
             age = (time.time_ns() - batch.times_ns[-1]) / 1e9
             if age < 60:
                 late.append((time.monotonic(), age * 1000))
