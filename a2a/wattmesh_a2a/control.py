@@ -106,3 +106,5 @@ class Decision:
     """Target before it was narrowed."""
     remaining_w: float = 0.0
     """What was asked for and could not be met."""
+    conflicts: tuple[str, ...] = ()
+    """Bounds that contradict each other: which lost against which. The higher rank's stands."""

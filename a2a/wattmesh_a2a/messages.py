@@ -282,6 +282,17 @@ class Strategy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigurationChange:
+    """A whole site file for a gateway to try; it answers whether it takes it, and goes back by itself where the site gets worse."""
+
+    site_id: str
+    version: int
+    """Higher than every one before."""
+    text: str
+    """YAML."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Acknowledged:
     """The receiver has it, found it valid and keeps it. The second answer, if any, is a message of its own."""
 
@@ -373,6 +384,7 @@ Message = (
     | CommitmentList
     | ForecastIssued
     | Strategy
+    | ConfigurationChange
     | DemandResponseEvent
     | DemandResponseOffer
     | DemandResponseDispatch
@@ -406,6 +418,7 @@ MESSAGE_TYPES: dict[str, type[Message]] = {
     "wattmesh.market.commitment.list.v1": CommitmentList,
     "wattmesh.forecast.issued.v1": ForecastIssued,
     "wattmesh.strategy.v1": Strategy,
+    "wattmesh.configuration.change.v1": ConfigurationChange,
     "wattmesh.dr.event.v1": DemandResponseEvent,
     "wattmesh.dr.offer.v1": DemandResponseOffer,
     "wattmesh.dr.dispatch.v1": DemandResponseDispatch,
@@ -433,6 +446,7 @@ SIGNED_TYPES: frozenset[type[Message]] = frozenset(
         Commitment,
         CommitmentList,
         Strategy,
+        ConfigurationChange,
         DemandResponseDispatch,
         DemandResponseOffer,
         TelemetryAck,

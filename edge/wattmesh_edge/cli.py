@@ -15,10 +15,18 @@ from wattmesh_a2a.errors import ConfigurationError
 
 
 def gateway(argv: list[str]) -> int:
-    """``wattmesh gateway run|check|status SITE.yaml``."""
-    parser = argparse.ArgumentParser(prog="wattmesh gateway")
+    """``wattmesh gateway run|check|status|why|history SITE.yaml``."""
+    if argv[:1] == ["why"]:
+        return why(argv[1:])
+    if argv[:1] == ["history"]:
+        return history(argv[1:])
+    parser = argparse.ArgumentParser(
+        prog="wattmesh gateway",
+        epilog="wattmesh gateway why --help and wattmesh gateway history --help tell of the past",
+    )
     parser.add_argument("action", choices=("run", "check", "status"))
     parser.add_argument("file", type=Path, help="the site file")
+    parser.add_argument("--log-format", choices=("text", "json"), default="text", help="json: one object a line")
     parser.add_argument("--time-server", metavar="HOST:PORT", help="take part in simulated time")
     parser.add_argument("--ready-file", type=Path, help="written when the gateway works")
     parser.add_argument("--verbose", action="store_true")
@@ -28,6 +36,9 @@ def gateway(argv: list[str]) -> int:
     from wattmesh_edge.config import load_site
 
     site = load_site(arguments.file)
+    if arguments.log_format == "json":
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(JsonLines(site.model.site))
     if arguments.action == "check":
         print(f"{arguments.file}: {site.model.site} is fine: {len(site.model.devices)} devices")
         return 0
@@ -41,18 +52,41 @@ def gateway(argv: list[str]) -> int:
     return 0
 
 
+class JsonLines(logging.Formatter):
+    """Log records as JSON, one object a line: time (UTC), level, logger, site, text, and the traceback where there is one."""
+
+    def __init__(self, site: str) -> None:
+        super().__init__()
+        self._site = site
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See :class:`logging.Formatter`."""
+        fields = {
+            "time": datetime.fromtimestamp(record.created, tz=UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "site": self._site,
+            "text": record.getMessage(),
+        }
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(fields, ensure_ascii=False)
+
+
 async def _run(file: Path, time_server: str | None, ready: Path | None) -> None:
     from wattmesh_a2a.clock import open_clock
 
     from wattmesh_edge.config import load_site
     from wattmesh_edge.gateway import run_gateway
+    from wattmesh_edge.versions import Versions
 
-    site = load_site(file)
+    versions = Versions(file, load_site(file).state / "config")
+    site = versions.load()
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with open_clock(site.model.site, time_server) as clock:
-        await run_gateway(site, clock, stop, ready)
+        await run_gateway(site, clock, stop, ready, versions)
 
 
 def why(argv: list[str]) -> int:
@@ -73,9 +107,43 @@ def why(argv: list[str]) -> int:
     database = site.state / "gateway.sqlite"
     if not database.exists():
         raise ConfigurationError(f"{database} does not exist: the gateway has not run yet")
-    lines = explain(database, int(moment.timestamp()) * 1_000_000_000)
+    lines = explain(database, min(int(moment.timestamp()) * 1_000_000_000, 2**63 - 1))
     print("\n".join(lines) or "nothing had been decided by then")
     return 0 if lines else 1
+
+
+def history(argv: list[str]) -> int:
+    """``wattmesh gateway history SITE.yaml``: what the site took, made and stored, hour by hour, from its own disk."""
+    parser = argparse.ArgumentParser(prog="wattmesh gateway history")
+    parser.add_argument("file", type=Path, help="the site file")
+    parser.add_argument("--hours", type=float, default=24.0, help="how far back")
+    parser.add_argument("--step", type=float, default=60.0, help="minutes a row")
+    parser.add_argument("--json", action="store_true", help="one object a line")
+    arguments = parser.parse_args(argv)
+    if not (0 < arguments.hours <= 24 * 30 and 1 <= arguments.step <= 1440):
+        raise ConfigurationError("--hours goes up to 720 and --step from 1 to 1440")
+    from wattmesh_edge.config import load_site
+    from wattmesh_edge.history import MINUTE_NS, QUANTITIES, open_history, read_history
+
+    database = load_site(arguments.file).state / "gateway.sqlite"
+    if not database.exists():
+        raise ConfigurationError(f"{database} does not exist: the gateway has not run yet")
+    db = open_history(database)
+    last = db.execute("SELECT MAX(time_ns) FROM minutes").fetchone()[0] or 0
+    step = round(arguments.step) * MINUTE_NS
+    rows = read_history(db, last - round(arguments.hours * 3.6e12), last + 1, step)
+    db.close()
+    if not arguments.json:
+        print("UTC               " + "".join(f"{name:>13}" for name in QUANTITIES))
+    for row in rows:
+        moment = datetime.fromtimestamp(row.time_ns / 1e9, tz=UTC).isoformat(timespec="minutes")
+        values = {name: getattr(row, name) for name in QUANTITIES}
+        if arguments.json:
+            print(json.dumps({"time": moment, **values}))
+        else:
+            cells = "".join(f"{'-' if value is None else f'{value:.0f}':>13}" for value in values.values())
+            print(f"{moment[:16]}  {cells}")
+    return 0 if rows else 1
 
 
 def event(argv: list[str]) -> int:

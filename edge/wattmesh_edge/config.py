@@ -25,7 +25,19 @@ class GridConnectionModel(StrictModel):
     """Limits of the connection, positive magnitudes."""
 
     import_limit_w: float = Field(gt=0)
-    export_limit_w: float = Field(ge=0)
+    export_limit_w: float = Field(ge=0, description="0 is zero export")
+    phase_limit_w: float | None = Field(
+        default=None, gt=0, description="of each phase, either way; needs a meter that tells them"
+    )
+
+
+class PlaneModel(StrictModel):
+    """Where an inverter's modules stand and look: with it its yield is compared with a clear sky's."""
+
+    latitude_deg: float = Field(ge=-66, le=66)
+    longitude_deg: float = Field(ge=-180, le=180)
+    tilt_deg: float = Field(default=30, ge=0, le=90)
+    azimuth_deg: float = Field(default=180, ge=0, le=360, description="clockwise from north; 180 is south")
 
 
 class DeviceModel(StrictModel):
@@ -36,7 +48,30 @@ class DeviceModel(StrictModel):
     connection: ConnectionModel
     rated_power_w: float | None = Field(default=None, gt=0)
     rated_energy_wh: float | None = Field(default=None, gt=0)
-    role: Literal["grid"] | None = Field(default=None, description="the meter at the grid connection")
+    role: Literal["grid", "backup", "load"] | None = Field(
+        default=None, description="the meter at the grid connection, a second one there, or one that sees consumption"
+    )
+    phase: Literal[1, 2, 3] | None = Field(default=None, description="of a device on one phase; none: over all three")
+    ramp_w_per_s: float | None = Field(
+        default=None, gt=0, description="how fast its power may grow; protection is never slowed"
+    )
+    idle_below_w: float = Field(default=0, ge=0, description="it cannot hold less than this but 0")
+    plane: PlaneModel | None = Field(default=None, description="of an inverter's modules, for early warning")
+    health_percent: float = Field(
+        default=100, gt=0, le=100, description="of the rated energy that a battery still holds"
+    )
+
+
+class FlexibleModel(StrictModel):
+    """What a load that can wait needs, and when."""
+
+    device: str
+    energy_wh: float = Field(gt=0, description="in each window")
+    power_w: float = Field(gt=0, description="at which it runs")
+    begins: str = Field(alias="from", pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$", description="local time")
+    ends: str = Field(
+        alias="to", pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$", description="local time; before from: the next day"
+    )
 
 
 class MarketModel(StrictModel):
@@ -51,7 +86,14 @@ class ControlModel(StrictModel):
 
     period_s: float = Field(default=1.0, ge=0.1, le=60)
     reserve_soc_percent: float = Field(default=5.0, ge=0, le=100)
-    peak_limit_w: float | None = Field(default=None, gt=0, description="wished upper limit of import")
+    peak_limit_w: float | None = Field(
+        default=None,
+        gt=0,
+        description="upper limit of the import of a quarter hour: the owner's word, above market and plan",
+    )
+    meter_lag_s: float = Field(
+        default=0, ge=0, le=30, description="by how much the grid meter tells an older time than the batteries do"
+    )
 
 
 class FrequencySourceModel(StrictModel):
@@ -111,6 +153,13 @@ class FrequencyModel(StrictModel):
     response: FrequencyResponseModel | None = None
 
 
+class LocalModel(StrictModel):
+    """The site's own page and metrics, for whoever is on the gateway (or on the other end of a tunnel to it)."""
+
+    host: Literal["127.0.0.1", "::1"] = "127.0.0.1"
+    port: int = Field(ge=0, le=65535, description="0: any free one, told in the log")
+
+
 class MessagingModel(StrictModel):
     """The way to the cloud. Secrets are files."""
 
@@ -136,10 +185,12 @@ class SiteModel(StrictModel):
     tariff: TariffModel
     devices: tuple[DeviceModel, ...] = Field(min_length=1)
     agents: tuple[Literal["producer", "consumer"], ...] = ("producer", "consumer")
+    flexible: tuple[FlexibleModel, ...] = ()
     market: MarketModel | None = None
     control: ControlModel = ControlModel()
     frequency: FrequencyModel | None = None
     messaging: MessagingModel
+    local: LocalModel | None = None
     state: Path
 
     @model_validator(mode="after")
@@ -151,6 +202,9 @@ class SiteModel(StrictModel):
                 raise ValueError(f"devices: {name!r} stands twice")
         if sum(device.role == "grid" for device in self.devices) != 1:
             raise ValueError("devices: exactly one meter needs role: grid")
+        for index, need in enumerate(self.flexible):
+            if need.device not in names:
+                raise ValueError(f"flexible[{index}].device: {need.device!r} is none of the devices {', '.join(names)}")
         if self.frequency is not None:
             response = self.frequency.response
             listed = {"source": self.frequency.source.device, "response": response.device if response else None}
@@ -172,6 +226,10 @@ class Site:
     profile: ResponseProfile | None = None
     """How the reflex responds, where it does."""
 
+    def meters_of(self, role: str) -> list[str]:
+        """Devices with a role, in the file's order."""
+        return [device.id for device in self.model.devices if device.role == role]
+
     @property
     def grid_meter(self) -> str:
         """The device at the grid connection."""
@@ -182,8 +240,13 @@ class Site:
         return [name for name, template in self.templates.items() if template.kind is kind]
 
 
-def load_site(path: Path) -> Site:
-    """The site of a file; raises :class:`ConfigurationError` naming file, line and field. Nothing is started by it."""
+def load_site(path: Path, base: Path | None = None) -> Site:
+    """The site of a file; raises :class:`ConfigurationError` naming file, line and field. Nothing is started by it.
+
+    Args:
+        path: The file.
+        base: What paths in it are relative to; none: the file's folder.
+    """
     model = load_yaml_model(path, SiteModel)
     templates: dict[str, Template] = {}
     for index, device in enumerate(model.devices):
@@ -211,8 +274,10 @@ def load_site(path: Path) -> Site:
                     f"{place(path, 'control', 'period_s')}: {device.id} falls back {control.watchdog.seconds:g} s after {name} "
                     f"was fed last; a period of {control.watchdog.seconds / 4:g} s at most feeds it in time"
                 )
-        if device.role == "grid" and template.kind is not AssetKind.METER:
-            raise ConfigurationError(f"{where}.role: grid is for a meter, and {template.id} is a {template.kind}")
+        if device.role is not None and template.kind is not AssetKind.METER:
+            raise ConfigurationError(
+                f"{where}.role: {device.role} is for a meter, and {template.id} is a {template.kind}"
+            )
     _check_lines(path, model, templates)
     profile = None if model.frequency is None else _check_frequency(path, model, templates)
     try:
@@ -227,12 +292,13 @@ def load_site(path: Path) -> Site:
         raise ConfigurationError(
             f"{place(path, 'messaging')}: give signing_key, or ca, certificate and key (wattmesh pki), to sign with"
         )
+    _check_control(path, model, templates)
     tariff = model.tariff.tariff(model.time_zone)
     try:
         tariff.zone()
     except ConfigurationError as error:
         raise ConfigurationError(f"{place(path, 'time_zone')}: {error}") from error
-    base = path.parent
+    base = path.parent if base is None else base
     messaging = model.messaging
     if model.frequency is not None:
         source = model.frequency.source
@@ -255,6 +321,28 @@ def load_site(path: Path) -> Site:
         signing_key=None if messaging.signing_key is None else (base / messaging.signing_key).resolve(),
         profile=profile,
     )
+
+
+def _check_control(path: Path, site: SiteModel, templates: dict[str, Template]) -> None:
+    """What the arbiter is told to keep can be measured, and what it is told to move can be moved."""
+    if site.connection.phase_limit_w is not None:
+        for index, device in enumerate(site.devices):
+            points = {point.id for point in templates[device.id].points}
+            missing = [f"active_power_l{phase}_w" for phase in (1, 2, 3) if f"active_power_l{phase}_w" not in points]
+            if device.role == "grid" and missing:
+                raise ConfigurationError(
+                    f"{place(path, 'connection', 'phase_limit_w')}: {templates[device.id].id} does not tell "
+                    f"{', '.join(missing)}; leave it out or use a meter that does ({place(path, 'devices', index)})"
+                )
+    rated = {device.id: device.rated_power_w for device in site.devices}
+    for index, need in enumerate(site.flexible):
+        where = place(path, "flexible", index)
+        if "active_power_w" not in templates[need.device].controls:
+            raise ConfigurationError(f"{where}.device: {templates[need.device].id} cannot be told its power")
+        if templates[need.device].kind is AssetKind.BATTERY:
+            raise ConfigurationError(f"{where}.device: {need.device} is a battery; the plan has it already")
+        if need.power_w > (rated[need.device] or 0.0):
+            raise ConfigurationError(f"{where}.power_w: {need.power_w:g} is above the device's rated_power_w")
 
 
 def _check_lines(path: Path, site: SiteModel, templates: dict[str, Template]) -> None:

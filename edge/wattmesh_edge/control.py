@@ -11,10 +11,11 @@ from typing import Protocol
 
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.control import Applied, Clamped, Decision, Failed, Priority, Proposal, Rejected
-from wattmesh_drivers.driver import BaseDriver, Driver
+from wattmesh_drivers.driver import BaseDriver, Driver, DriverState
 
-from wattmesh_edge.arbiter import BatteryLimits, SiteLimits, arbitrate, device_range
+from wattmesh_edge.arbiter import arbitrate, device_range, production_limit
 from wattmesh_edge.image import ImageMaker, SiteImage
+from wattmesh_edge.limits import BatteryLimits, SiteLimits
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +24,8 @@ CURTAIL = "production_limit_percent"
 RESPONSE = "frequency-response"
 _POLL_SHARE = 0.8
 """Of a period: so long a cycle waits for polls at most."""
-_DEAD_BAND_W = 10.0
-"""A setpoint that would move less is left as it is."""
+_LONGEST_STEP = 2
+"""Periods that a ramp may make up for after a cycle was missed."""
 
 
 class Agent(Protocol):
@@ -110,19 +111,46 @@ class ControlCycle:
         self._baseline: dict[str, float] = {}
         self._held: dict[str, float] = {}
         self._responding: set[str] = set()
-        self._curtailed = False
-        self._limit_percent = 100.0
-        """Of the inverters' production, as it was asked for last."""
+        self._held_percent = 100.0
+        self._let_go_again = False
+        """An inverter has not taken that it may produce freely."""
+        self._last_ns: int | None = None
+        self._unsafe = {name for name, driver in drivers.items() if driver.state is not DriverState.READY}
+        """Devices that were never seen since the start: whatever setpoint they resumed is ended before they are used."""
+        self._task: asyncio.Task[object] | None = None
+        self._resting = self._stopping = False
         self._failing: set[str] = set()
         self.counts: Counter[str] = Counter()
         self.overrun_max_ns = 0
         """Longest time by which a cycle began late or ran over its period, on the cycle's clock."""
         self.cycle_max_ns = 0
         """Longest cycle in real time."""
+        self.cycle_ns = 0
+        """Last cycle in real time."""
         self.image: SiteImage | None = None
+        self.decisions: Sequence[Decision] = ()
+        """Of the last cycle."""
+        self.outcomes: Mapping[str, str] = {}
+        """What came of them, by asset."""
+
+    @property
+    def curtailed(self) -> bool:
+        """Whether production is limited now."""
+        return self._held_percent < 100
+
+    def was_made_safe(self, device: str) -> None:
+        """A device was given its safe state before the first cycle."""
+        self._unsafe.discard(device)
+
+    def stop(self) -> None:
+        """End :meth:`run` after the cycle that is under way, or at once between two cycles."""
+        self._stopping = True
+        if self._resting and self._task is not None:
+            self._task.cancel()
 
     async def run(self) -> None:
-        """Cycle for ever, on multiples of the period; a cycle that was missed is not made up for."""
+        """Cycle until :meth:`stop`, on multiples of the period; a cycle that was missed is not made up for."""
+        self._task = asyncio.current_task()
         try:
             await self._cycles()
         finally:
@@ -133,31 +161,56 @@ class ControlCycle:
 
     async def _cycles(self) -> None:
         with self._clock.runner():
-            while True:
+            while not self._stopping:
                 now = self._clock.monotonic_ns()
                 due = now - now % self._period_ns + self._period_ns
-                await self._clock.sleep_until_ns(due)
+                if not await self._rested(due):
+                    return
                 began = self._real_ns()
                 late = self._clock.monotonic_ns() - due
                 await self.cycle()
-                self.cycle_max_ns = max(self.cycle_max_ns, self._real_ns() - began)
+                self.cycle_ns = self._real_ns() - began
+                self.cycle_max_ns = max(self.cycle_max_ns, self.cycle_ns)
                 over = self._clock.monotonic_ns() - due - self._period_ns
                 self.overrun_max_ns = max(self.overrun_max_ns, late, over)
+
+    async def _rested(self, due_ns: int) -> bool:
+        """Wait for the next cycle; false when there shall be none."""
+        self._resting = True
+        try:
+            await self._clock.sleep_until_ns(due_ns)
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+            if self._task is not None:
+                self._task.uncancel()
+        finally:
+            self._resting = False
+        return not self._stopping
 
     async def cycle(self) -> None:
         """One cycle."""
         await self._poll()
         image = self.image = self._maker.make(self._clock.utc_ns(), self._clock.monotonic_ns())
         proposals = self._ask(image)
-        decisions = arbitrate(image, proposals, self._batteries, self._site)
+        decisions = self._decide(image, proposals)
         self._baseline = {one.asset_id: one.target_w for one in decisions if one.target_w is not None}
         if responses := self._responses(image):
-            decisions = arbitrate(image, [*proposals, *responses], self._batteries, self._site)
+            decisions = self._decide(image, [*proposals, *responses])
+        self._last_ns = image.monotonic_ns
         outcomes = await asyncio.gather(*(self._apply_safely(decision, image) for decision in decisions))
-        await self._curtail(image)
         names = {decision.asset_id: outcome for decision, outcome in zip(decisions, outcomes, strict=True)}
+        for decision, outcome in await self._curtail(image):
+            decisions.append(decision)
+            names[decision.asset_id] = outcome
         self.counts["cycles"] += 1
+        self.decisions, self.outcomes = decisions, names
         self._record(image, decisions, names)
+
+    def _decide(self, image: SiteImage, proposals: Sequence[Proposal]) -> list[Decision]:
+        since_ns = self._period_ns if self._last_ns is None else image.monotonic_ns - self._last_ns
+        elapsed_s = min(since_ns, _LONGEST_STEP * self._period_ns) / NS_PER_S
+        return arbitrate(image, proposals, self._batteries, self._site, held=self._held, elapsed_s=elapsed_s)
 
     async def _poll(self) -> None:
         """Read every device. One whose driver fails in a way nobody thought of goes stale, and the others go on."""
@@ -172,12 +225,26 @@ class ControlCycle:
                 self.counts["slow_polls"] += 1
                 continue
             del self._polls[name]
-            if task.cancelled() or (error := task.exception()) is None:
+            if task.cancelled():
+                continue
+            if (error := task.exception()) is None:
+                if name in self._unsafe and task.result():
+                    await self._make_safe(name)
                 continue
             self.counts["driver_failures"] += 1
             if name not in self._failing:
                 self._failing.add(name)
                 log.error("the driver of %s failed; the site goes on without it", name, exc_info=error)
+
+    async def _make_safe(self, name: str) -> None:
+        """A device that was away when the site started: whatever setpoint or limit it kept is ended before it is used."""
+        self._unsafe.discard(name)
+        try:
+            for outcome in await self._drivers[name].apply_safe_state():
+                log.info("%s came late: safe state: %s", name, outcome)
+        except Exception:
+            self.counts["driver_failures"] += 1
+            log.exception("%s could not be put into its safe state", name)
 
     async def _apply_safely(self, decision: Decision, image: SiteImage) -> str:
         """One device whose driver fails in a way nobody thought of does not end control of the others."""
@@ -225,7 +292,7 @@ class ControlCycle:
         if reflex is None:
             return
         limits = self._response_limits.get(battery, self._batteries[battery])
-        low, high = device_range(image, battery, limits, self._site)
+        low, high = device_range(image, battery, limits, self._site, self._held)
         state = image.batteries.get(battery)
         soc = state.soc_percent if state is not None else None
         per_percent = limits.rated_energy_wh / 100
@@ -266,7 +333,6 @@ class ControlCycle:
             self._held.pop(battery, None)
             if isinstance(driver, BaseDriver):
                 driver.forget_written(CONTROL)
-        target = self._quiet(battery, round(target))
         writes = driver.counters["writes"]
         outcome = await driver.control(CONTROL, target)
         if driver.counters["writes"] != writes or not isinstance(outcome, Applied):
@@ -290,47 +356,41 @@ class ControlCycle:
         self._failing.discard(battery)
         return type(outcome).__name__
 
-    def _quiet(self, battery: str, target: float) -> float:
-        """The value that stands, where the new one is within the dead band; never across zero."""
-        held = self._held.get(battery)
-        if held is not None and abs(held - target) < _DEAD_BAND_W and (held == 0) == (target == 0):
-            return held
-        return target
-
-    async def _curtail(self, image: SiteImage) -> None:
+    async def _curtail(self, image: SiteImage) -> list[tuple[Decision, str]]:
         """Keep the export limit by curtailing PV when the batteries could not, and let go when there is room again."""
-        inverters = [driver for driver in self._drivers.values() if CURTAIL in driver.template.controls]
-        grid, pv = image.grid_power_w, image.pv_power_w
-        rated = sum(driver.asset.rated_power_w or 0.0 for driver in inverters)
-        if not inverters or not rated:
-            return
-        if grid is None:  # what is not known is not let go: the limit that stands is fed
-            percent = self._limit_percent
-        else:
-            over_w = -grid.value - self._site.export_limit_w
-            # Of a PV that is not known, as one inverter does not answer, the limit that stands is the most it can be.
-            produced_w = -pv if pv is not None else rated * self._limit_percent / 100
-            # With room the limit rises by a tenth of the rating a cycle, with excess it falls by the excess at once.
-            room = 10.0 if over_w < -0.05 * rated else 0.0
-            percent = min(100.0, max(0.0, 100 * (produced_w - over_w) / rated + room))
-            if over_w <= 0:
-                percent = max(percent, min(100.0, self._limit_percent + room))
-        if percent >= 100.0 and not self._curtailed:
-            return
-        percent = round(percent, 1)
-        taken = True
-        for driver in inverters:
+        inverters = {name: driver for name, driver in self._drivers.items() if CURTAIL in driver.template.controls}
+        rated = {name: driver.asset.rated_power_w or 0.0 for name, driver in inverters.items()}
+        if not sum(rated.values()):
+            return []
+        limit = production_limit(image, self._site, sum(rated.values()), self._held_percent)
+        if limit is None and self._let_go_again:
+            limit = (100.0, "export limit")
+        if limit is None:
+            return []
+        self._held_percent = round(limit[0], 1)
+        self._let_go_again = False
+        done = []
+        for name, driver in inverters.items():
             try:
-                outcome = await driver.control(CURTAIL, percent)
-            except Exception:
+                outcome = await driver.control(CURTAIL, self._held_percent)
+            except Exception as error:
                 self.counts["driver_failures"] += 1
-                if driver.asset.id not in self._failing:
-                    self._failing.add(driver.asset.id)
-                    log.exception("%s could not be curtailed; the site goes on without it", driver.asset.id)
-                taken = False
-                continue
-            taken &= isinstance(outcome, Applied | Clamped)
+                if name not in self._failing:
+                    self._failing.add(name)
+                    log.exception("%s could not be curtailed; the site goes on without it", name)
+                outcome = Failed(reason=str(error), retryable=False)
+            self._let_go_again |= self._held_percent >= 100 and not isinstance(outcome, Applied | Clamped)
             self.counts["commands_sent"] += 1
             self.counts[f"commands_{type(outcome).__name__.lower()}"] += 1
-        self._limit_percent = percent
-        self._curtailed = percent < 100.0 or not taken  # a limit that an inverter has not let go of is let go again
+            target = -rated[name] * self._held_percent / 100
+            decision = Decision(
+                asset_id=name,
+                time_ns=image.time_ns,
+                target_w=target,
+                decided_by=limit[1],
+                limited_by=limit[1] if self._held_percent < 100 else None,
+                requested_w=-rated[name],
+                remaining_w=-rated[name] - target,
+            )
+            done.append((decision, type(outcome).__name__))
+        return done

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import resource
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
+from datetime import time as clock_time
 from pathlib import Path
 
 from wattmesh_a2a.clock import NS_PER_S, Clock
@@ -19,14 +21,16 @@ from wattmesh_a2a.dedupe import SqliteDedupe
 from wattmesh_a2a.delivery import ACKNOWLEDGED, PEER_REQUESTS_PER_S, Delivery
 from wattmesh_a2a.devices import AssetKind, Quality
 from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, MARKET_AGENT, Address, Envelope
-from wattmesh_a2a.errors import ConfigurationError, ExpiredError, UnavailableError, WattmeshError
+from wattmesh_a2a.errors import ConfigurationError, ExpiredError, UnauthorisedError, UnavailableError, WattmeshError
 from wattmesh_a2a.forecast import Forecast
 from wattmesh_a2a.grid import DemandResponseDispatch, DemandResponseEvent, DemandResponseOffer, FrequencyEvent
 from wattmesh_a2a.messages import (
+    Acknowledged,
     AssetSummary,
     Commitment,
     CommitmentList,
     CommitmentQuery,
+    ConfigurationChange,
     ForecastIssued,
     GatewayStatus,
     MarketRules,
@@ -48,18 +52,27 @@ from wattmesh_drivers.modbus.proxy import ModbusProxy
 from wattmesh_edge import reflex as fast
 from wattmesh_edge.agents.base import SLOT_NS, SLOT_S, Outlook, SiteAgent, stored_energy_wh
 from wattmesh_edge.agents.consumer import ConsumerAgent
+from wattmesh_edge.agents.flexible import FlexibleAgent, Need
 from wattmesh_edge.agents.planner import Storage
 from wattmesh_edge.agents.producer import ProducerAgent
-from wattmesh_edge.arbiter import BatteryLimits, SiteLimits
 from wattmesh_edge.config import DeviceModel, FrequencyModel, FrequencyResponseModel, FrequencySourceModel, Site
 from wattmesh_edge.control import ControlCycle
 from wattmesh_edge.flash import FLASH_TABLE, FlashWrites
+from wattmesh_edge.history import History
 from wattmesh_edge.image import ImageMaker, SiteImage
+from wattmesh_edge.limits import BatteryLimits, SiteLimits
+from wattmesh_edge.local import LocalServer
+from wattmesh_edge.maintenance import Maintenance
+from wattmesh_edge.memory import Memory, durably
 from wattmesh_edge.metering import Metering
 from wattmesh_edge.outbox import Outbox
+from wattmesh_edge.panel import Panel, resident_bytes
 from wattmesh_edge.reflex import sources
+from wattmesh_edge.service import ServiceManager
+from wattmesh_edge.sun import Plane
 from wattmesh_edge.trace import KEEP_NS, DecisionTrace
 from wattmesh_edge.uplink import Uplink
+from wattmesh_edge.versions import Health, Trial, Versions
 
 log = logging.getLogger(__name__)
 
@@ -69,10 +82,13 @@ _ORDER_AHEAD_SLOTS = 2
 _STATUS_NS = 10 * NS_PER_S
 _REPORT_NS = 3600 * NS_PER_S
 _DRAIN_S = 15.0
-_START_WITHIN_S = 15.0
-"""Devices that take longer to connect come later; the others are not kept waiting."""
 _LEAVE_WITHIN_S, _LEAVE_AGAIN_S = 10.0, 0.5
 """How long a device that does not answer is tried to be left in its safe state."""
+_LAST_CYCLE_S = 5.0
+"""Real time that the last cycle has to end in."""
+_ANSWER_S = 0.5
+_START_S = 2.0
+"""Real time that devices have to answer in before the site starts without them."""
 _SOURCE_AGAIN_S = 10.0
 """Real time until a frequency source that was not there is asked for again."""
 _AGENTS: Mapping[str, type[SiteAgent]] = {"producer": ProducerAgent, "consumer": ConsumerAgent}
@@ -84,10 +100,18 @@ class Gateway:
     Args:
         site: The checked site file.
         clock: Time of everything but I/O.
+        versions: Of its configuration; none: it cannot be changed from afar.
+        trial: Watches the version that is on trial.
     """
 
-    def __init__(self, site: Site, clock: Clock) -> None:
+    def __init__(self, site: Site, clock: Clock, versions: Versions | None = None, trial: Trial | None = None) -> None:
         model = site.model
+        self._versions = versions
+        self._trial = trial
+        self.changed = asyncio.Event()
+        """Set when another version of the configuration is to be run."""
+        self.last_health: Health | None = None
+        """When the end began."""
         self.site = site
         self.site_id = model.site
         self._clock = clock
@@ -96,11 +120,9 @@ class Gateway:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._tables()
+        self._memory = Memory(self._db)
         self._lines = LinePool()
         self._proxies: list[ModbusProxy] = []
-        self._unsafe = {device.id for device in model.devices if site.templates[device.id].safe_state}
-        """Devices whose safe state has not been written since the start."""
-        self._making_safe = False
         self.drivers: dict[str, Driver] = {
             device.id: create_driver(
                 device.id,
@@ -118,7 +140,14 @@ class Gateway:
         columns = [f"{name}.{point.id}" for name, driver in self.drivers.items() for point in driver.asset.points]
         self.outbox = Outbox(site.state / "outbox", self.site_id, self.messenger.session, columns)
         self.uplink = Uplink(self.outbox, self.messenger)
-        self._maker = ImageMaker(self.drivers, site.grid_meter, model.control.period_s)
+        self._maker = ImageMaker(
+            self.drivers,
+            site.grid_meter,
+            model.control.period_s,
+            backups=site.meters_of("backup"),
+            load_meters=site.meters_of("load"),
+            meter_lag_s=model.control.meter_lag_s,
+        )
         self.metering = Metering(self.site_id, self.drivers, site.grid_meter, self._maker, self._db)
         self._trace = DecisionTrace(self._db)
         self._response_limits = self._battery_limits(with_response=False)
@@ -134,6 +163,22 @@ class Gateway:
             )
             for name in model.agents
         ]
+        self._flexible = FlexibleAgent(
+            tuple(
+                Need(
+                    device=need.device,
+                    energy_wh=need.energy_wh,
+                    power_w=need.power_w,
+                    begins=clock_time.fromisoformat(need.begins),
+                    ends=clock_time.fromisoformat(need.ends),
+                )
+                for need in model.flexible
+            ),
+            site.tariff,
+            site.tariff.zone(),
+            period_s=model.control.period_s,
+            taken=self._load_taken(),
+        )
         self._reflex: fast.Reflex | None = None
         self._reflexes: dict[str, fast.Reflex] = {}
         self._response_missing = False
@@ -144,9 +189,13 @@ class Gateway:
         self.control = ControlCycle(
             self.drivers,
             self._maker,
-            self.agents,
-            self._batteries,
-            SiteLimits(import_limit_w=model.connection.import_limit_w, export_limit_w=model.connection.export_limit_w),
+            [*self.agents, self._flexible],
+            {**self._batteries, **self._load_limits()},
+            SiteLimits(
+                import_limit_w=model.connection.import_limit_w,
+                export_limit_w=model.connection.export_limit_w,
+                phase_limit_w=model.connection.phase_limit_w,
+            ),
             clock,
             period_s=model.control.period_s,
             record=self._record,
@@ -154,6 +203,22 @@ class Gateway:
             reflex=self._reflexes,
             response_limits=self._response_limits,
         )
+        self._history = History(self._db)
+        self._service = ServiceManager()
+        self._maintenance = Maintenance(self.site_id, self.drivers, self._maker, self._planes(), self._db)
+        self.panel = Panel(
+            self.site_id,
+            self.control,
+            self.drivers,
+            self.outbox,
+            self._history,
+            clock,
+            period_s=model.control.period_s,
+            totals=self._totals,
+            connected=lambda: self._transport.connected,
+            alarms=lambda: list(self._maintenance.alarms.values()),
+        )
+        self._local = LocalServer(self.panel.pages()) if model.local is not None else None
         self._tasks: set[asyncio.Task[None]] = set()
         self._ordered: set[int] = set()
         self._planned_slot = 0
@@ -202,6 +267,7 @@ class Gateway:
         messenger.on_request(Strategy, self._on_strategy, idempotent=True, latest_only=True)
         messenger.on_request(DemandResponseEvent, self._on_dr_event)
         messenger.on_request(DemandResponseDispatch, self._on_dr_dispatch)
+        messenger.on_request(ConfigurationChange, self._on_configuration)
         messenger.on_event(MarketRules, self._on_rules, source=f"{model.org}/{CLOUD_UNIT}/{MARKET_AGENT}")
         return messenger
 
@@ -231,8 +297,45 @@ class Gateway:
                     min_soc_percent=self.site.model.control.reserve_soc_percent + 100 * out_wh / energy,
                     max_soc_percent=100 - 100 * in_wh / energy,
                     safe_power_w=template.safe_state.get("active_power_w", 0.0),
+                    ramp_w_per_s=device.ramp_w_per_s or math.inf,
+                    idle_below_w=device.idle_below_w,
+                    phase=device.phase,
+                    health=device.health_percent / 100,
                 )
         return limits
+
+    def _load_limits(self) -> dict[str, BatteryLimits]:
+        """Limits of each load that can be steered."""
+        return {
+            device.id: BatteryLimits(
+                rated_power_w=device.rated_power_w or 0.0,
+                rated_energy_wh=0.0,
+                ramp_w_per_s=device.ramp_w_per_s or math.inf,
+                idle_below_w=device.idle_below_w,
+                phase=device.phase,
+                stores=False,
+            )
+            for device in self.site.model.devices
+            if (template := self.site.templates[device.id]).kind in {AssetKind.EV_CHARGER, AssetKind.LOAD}
+            and "active_power_w" in template.controls
+        }
+
+    def _load_taken(self) -> dict[str, tuple[int, float]]:
+        row = self._db.execute("SELECT value FROM state WHERE name = 'taken'").fetchone()
+        return {name: (int(begun), float(wh)) for name, (begun, wh) in json.loads(row[0]).items()} if row else {}
+
+    def _planes(self) -> dict[str, Plane]:
+        """Where each inverter's modules look, as far as the site file says it."""
+        return {
+            device.id: Plane(
+                latitude_deg=device.plane.latitude_deg,
+                longitude_deg=device.plane.longitude_deg,
+                tilt_deg=device.plane.tilt_deg,
+                azimuth_deg=device.plane.azimuth_deg,
+            )
+            for device in self.site.model.devices
+            if device.plane is not None
+        }
 
     def _kept_for_response(self, battery: str) -> tuple[float, float]:
         """Energy that the response's profile has to find in a battery: to discharge, and to charge."""
@@ -268,7 +371,24 @@ class Gateway:
         row = self._db.execute("SELECT value FROM state WHERE name = 'profile'").fetchone()
         if row:
             outlook.profile = {int(slot): (load, pv) for slot, (load, pv) in json.loads(row[0]).items()}
+        self._recall(outlook)
         return outlook
+
+    def _recall(self, outlook: Outlook) -> None:
+        """What was told before this start and still holds: a restart without the cloud goes on with it."""
+        now = self._clock.utc_ns()
+        for name, message in self._memory.recall("dispatch", now).items():
+            if isinstance(message, DemandResponseDispatch):
+                outlook.dispatches[name] = message
+        for message in self._memory.recall("strategy", now).values():
+            if isinstance(message, Strategy):
+                outlook.strategy = message
+        for message in self._memory.recall("forecast", now).values():
+            if isinstance(message, ForecastIssued):
+                outlook.forecasts.update({forecast.quantity: forecast for forecast in message.forecasts})
+        for message in self._memory.recall("rules", now).values():
+            if isinstance(message, MarketRules):
+                outlook.rules = message
 
     # -- life cycle
 
@@ -278,19 +398,35 @@ class Gateway:
             await self._connect_devices()
             await self.messenger.announce({"announcement": self._announcement()})
             await self.messenger.start()
+            await self._start_local()
             if ready is not None:
                 ready.touch()
             async with asyncio.TaskGroup() as group:
-                running = [
-                    group.create_task(self.control.run(), name="control"),
-                    group.create_task(self._uplink_loop(), name="uplink"),
-                ]
+                control = group.create_task(self.control.run(), name="control")
+                uplink = group.create_task(self._uplink_loop(), name="uplink")
                 self._spawn(self._ask_commitments())
                 await stop.wait()
-                for task in running:
-                    task.cancel()
+                self.last_health = self.health()
+                self.control.stop()  # the cycle that is under way ends: nothing is cut between a write and its readback
+                await asyncio.wait({control}, timeout=_LAST_CYCLE_S)
+                if not control.done():
+                    log.error("the last cycle does not end; the site is left safe without it")
+                    control.cancel()
+                uplink.cancel()
         finally:  # also when something of ours failed: the site is left safe
             await self._end()
+
+    async def _start_local(self) -> None:
+        """The site's own page; a port that is taken costs the page, and never control."""
+        model = self.site.model.local
+        if self._local is None or model is None:
+            return
+        try:
+            await self._local.start(model.host, model.port)
+        except OSError as error:
+            log.warning("the site shows no page at %s:%d: %s", model.host, model.port, error)
+            return
+        log.info("the site shows itself at http://%s:%d/", model.host, self._local.port)
 
     async def _connect_devices(self) -> None:
         """Safe state first. A device that is absent does not keep the others from working."""
@@ -298,7 +434,7 @@ class Gateway:
             asyncio.create_task(self._connect_device(name, driver), name=f"connect {name}")
             for name, driver in self.drivers.items()
         }
-        _, slow = await asyncio.wait(starting, timeout=_START_WITHIN_S)
+        _, slow = await asyncio.wait(starting, timeout=2 * _START_S)
         for task in slow:  # the cycle tries them again, off to the side
             task.cancel()
         await asyncio.gather(*starting, return_exceptions=True)
@@ -320,10 +456,13 @@ class Gateway:
         return ModbusProxy(line)
 
     async def _connect_device(self, name: str, driver: Driver) -> None:
-        try:
-            await driver.connect()
-        except (UnavailableError, ConfigurationError) as error:
-            log.warning("%s is not there yet (%s); the site starts without it", name, error)
+        """Try for a while; polls go on trying afterwards, and the control cycle makes what comes late safe before it is used."""
+        deadline = time.monotonic() + _START_S
+        while driver.state is DriverState.DISCONNECTED and time.monotonic() < deadline:
+            if not await driver.poll():
+                await asyncio.sleep(0.02)
+        if driver.state is not DriverState.READY:
+            log.warning("%s is not there yet; the site starts without it", name)
             return
         await self._make_safe(name, driver)
 
@@ -332,21 +471,7 @@ class Gateway:
         outcomes = await driver.apply_safe_state()
         for outcome in outcomes:
             log.info("%s: safe state: %s", name, outcome)
-        if all(isinstance(outcome, Applied) for outcome in outcomes):
-            self._unsafe.discard(name)
-
-    async def _make_late_ones_safe(self) -> None:
-        """For those that were absent at the start: an inverter may have kept a limit from before. A battery has the cycle."""
-        self._unsafe -= self._batteries.keys()
-        for name in list(self._unsafe):
-            driver = self.drivers[name]
-            if driver.state is DriverState.READY:
-                try:
-                    await self._make_safe(name, driver)
-                except Exception:
-                    self._unsafe.discard(name)
-                    log.exception("%s could not be put into its safe state", name)
-        self._making_safe = False
+        self.control.was_made_safe(name)
 
     def _start_reflex(self) -> None:
         """Start listening as soon as the source is known; begin to respond when the battery's register is, too."""
@@ -499,23 +624,28 @@ class Gateway:
 
     async def _end(self) -> None:
         """Safe state, everything on disk, everything handed over that can be within its time, then goodbye."""
+        self._service.stopping()
         if self._reflex is not None:
             self._reflex.stop()
             self._take_frequency_events(last=True)
+        self.outbox.seal()  # before anything that may take long: a second, harder signal loses nothing
         await asyncio.gather(*(self._leave(name, driver) for name, driver in self.drivers.items()))
         for proxy in self._proxies:
             await proxy.stop()
-        self.outbox.seal()
-        if not await self.uplink.drain(_DRAIN_S):
+        if not await self.uplink.drain(_DRAIN_S if self._transport.connected else 0.0):
             log.warning("%d batches wait for the next start", self.outbox.waiting())
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._local is not None:
+            await self._local.stop()
+        self._history.flush()
         self._write_report()
         await self.messenger.stop()
         self.outbox.close()
         self._db.commit()
         self._db.close()
+        self._service.close()
 
     async def _uplink_loop(self) -> None:
         """In real time, beside control: live batches first, the backlog behind them."""
@@ -547,9 +677,8 @@ class Gateway:
 
     def _record(self, image: SiteImage, decisions: Sequence[Decision], outcomes: Mapping[str, str]) -> None:
         """The end of a cycle. A disk that is full or broken costs the record, and never control."""
-        if self._unsafe and not self._making_safe:
-            self._making_safe = True
-            self._spawn(self._make_late_ones_safe())
+        self._judge()
+        self._service.healthy(f"{self.site_id}: {len(decisions)} setpoints a cycle")
         try:
             self._keep(image, decisions, outcomes)
         except (OSError, sqlite3.Error) as error:
@@ -569,6 +698,10 @@ class Gateway:
         for decision in decisions:
             if self._trace.note(decision, outcomes[decision.asset_id]):
                 self.outbox.add_record(record_line(decision))
+        self._history.note(image)
+        for alarm in self._maintenance.observe(image.time_ns, limited=self.control.curtailed):
+            self.outbox.add_record(record_line(alarm))
+            log.log(logging.INFO if alarm.cleared_ns else logging.WARNING, "%s", alarm.text)
         for interval in self.metering.update(image):
             self.outbox.add_record(record_line(interval))
             self.outlook.learn(interval)
@@ -622,11 +755,16 @@ class Gateway:
         outlook.forget_before(image.time_ns)
         if slot % (86_400 * NS_PER_S) == 0:
             self._trace.prune(image.time_ns)
+            self._memory.prune(image.time_ns)
+            self._history.prune(image.time_ns)
             self._db.execute("DELETE FROM commitments WHERE slot_ns < ?", (image.time_ns - KEEP_NS,))
         outlook.plan(image.time_ns, stored_energy_wh(image, outlook.storage))
         if outlook.value is None and self.outlook.forecasts:
             return  # the state of charge is not known yet: try in the next cycle
         self._planned_slot = slot
+        if self._flexible.taken:
+            taken = json.dumps(self._flexible.taken)
+            self._db.execute("INSERT OR REPLACE INTO state VALUES ('taken', ?)", (taken,))
         wanted = slot + _ORDER_AHEAD_SLOTS * SLOT_NS
         index = (wanted - outlook.value.start_ns) // SLOT_NS if outlook.value is not None else -1
         rules, strategy = outlook.rules, outlook.strategy
@@ -661,6 +799,8 @@ class Gateway:
         rules = envelope.data
         market = self.site.model.market
         if isinstance(rules, MarketRules) and market is not None and rules.area_id == market.area:
+            if rules != self.outlook.rules:  # it comes again and again: the disk is written for what is new
+                self._memory.keep("rules", rules.area_id, rules, self._clock.utc_ns() + 86_400 * NS_PER_S)
             self.outlook.rules = rules
 
     async def _on_commitment(self, envelope: Envelope) -> Message:
@@ -672,7 +812,7 @@ class Gateway:
     def _keep_commitment(self, commitment: Commitment) -> None:
         if commitment.participant_id != self.site_id:
             raise ConfigurationError(f"a commitment of {commitment.participant_id} came to {self.site_id}")
-        with self._db:
+        with durably(self._db):
             self._db.execute(
                 "INSERT OR REPLACE INTO commitments VALUES (?, ?, ?)",
                 (commitment.slot_start_ns, commitment.net_wh, len(commitment.trades)),
@@ -699,6 +839,8 @@ class Gateway:
             held: Forecast | None = self.outlook.forecasts.get(forecast.quantity)
             if forecast.site_id == self.site_id and (held is None or forecast.issued_ns >= held.issued_ns):
                 self.outlook.forecasts[forecast.quantity] = forecast
+                ends_ns = forecast.start_ns + len(forecast.values) * forecast.slot_s * NS_PER_S
+                self._memory.keep("forecast", forecast.quantity, ForecastIssued(forecasts=(forecast,)), ends_ns)
         return ACKNOWLEDGED
 
     async def _on_strategy(self, envelope: Envelope) -> Message:
@@ -706,6 +848,7 @@ class Gateway:
         assert isinstance(strategy, Strategy)
         if strategy.site_id == self.site_id:
             self.outlook.strategy = strategy
+            self._memory.keep("strategy", self.site_id, strategy, strategy.expires_ns)
         return ACKNOWLEDGED
 
     async def _on_dr_event(self, envelope: Envelope) -> Message:
@@ -725,8 +868,42 @@ class Gateway:
         assert isinstance(dispatch, DemandResponseDispatch)
         if dispatch.site_id == self.site_id:
             self.outlook.dispatches[dispatch.event_id] = dispatch
+            self._memory.keep("dispatch", dispatch.event_id, dispatch, dispatch.end_ns)
             self._count("dispatches")
         return ACKNOWLEDGED
+
+    async def _on_configuration(self, envelope: Envelope) -> Message:
+        change = envelope.data
+        assert isinstance(change, ConfigurationChange)
+        if envelope.source.unit != CLOUD_UNIT or change.site_id != self.site_id:
+            raise UnauthorisedError(
+                f"{envelope.source} may not configure {self.site_id} with a file of {change.site_id}"
+            )
+        if self._versions is None:
+            raise ConfigurationError("this gateway keeps no versions")
+        self._versions.propose(change.version, change.text)
+        asyncio.get_running_loop().call_later(_ANSWER_S, self.changed.set)  # the answer goes out first
+        return Acknowledged(detail=f"version {change.version} is tried")
+
+    def health(self) -> Health:
+        """How the site does, for a trial."""
+        return Health(
+            answering=frozenset(name for name, driver in self.drivers.items() if driver.state is DriverState.READY),
+            healthy=self.panel.healthy(),
+            agent_failures=self.control.counts["agent_failures"],
+        )
+
+    def _judge(self) -> None:
+        """After each cycle of a version on trial: keep it, go back, or watch on."""
+        if self._trial is None or self._versions is None or (verdict := self._trial.judge(self.health())) is None:
+            return
+        self._trial = None
+        if verdict == "good":
+            log.info("version %d of the configuration is good", self._versions.trial)
+            self._versions.accept()
+        else:
+            self._versions.roll_back(verdict)
+            self.changed.set()
 
     # -- reporting
 
@@ -777,7 +954,7 @@ class Gateway:
             frequency_hz=snapshot.frequency_hz if snapshot else None,
             rocof_hz_per_s=snapshot.rocof_hz_per_s if snapshot else None,
             frequency_events=len(self._frequency_events),
-            resident_mb=_resident_mb(),
+            resident_mb=resident_bytes() / 1e6,
             cpu_s=usage.ru_utime + usage.ru_stime,
             plan_source="market" if self._in_market(now_ns) else self.outlook.source,
         )
@@ -862,21 +1039,37 @@ class Gateway:
         self.counts[name] = self.counts.get(name, 0) + by
 
 
-def _resident_mb() -> float:
-    """Memory that this process occupies now."""
-    try:
-        fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
-    except OSError:
-        return 0.0
-    return int(fields[1]) * resource.getpagesize() / 1e6
+async def run_gateway(
+    site: Site, clock: Clock, stop: asyncio.Event, ready: Path | None = None, versions: Versions | None = None
+) -> None:
+    """Build and run a gateway until ``stop``; with ``versions`` anew with each version of its configuration."""
+    before: Health | None = None
+    while True:
+        began = time.monotonic()
+        trial = Trial(before) if versions is not None and versions.trial else None
+        gateway = Gateway(site, clock, versions, trial)
+        log.info("%s: composed in %.2f s", site.model.site, time.monotonic() - began)
+        ended = asyncio.Event()
+        waiting = [asyncio.create_task(event.wait()) for event in (stop, gateway.changed)]
+        watching = asyncio.create_task(_first(waiting, ended))
+        try:
+            await gateway.run(ended, ready)
+        finally:
+            for task in (*waiting, watching):
+                task.cancel()
+            await asyncio.gather(*waiting, watching, return_exceptions=True)
+        if versions is None:
+            return
+        if stop.is_set():
+            versions.pause()
+            return
+        before = before if trial is not None else gateway.last_health
+        site = versions.load()
 
 
-async def run_gateway(site: Site, clock: Clock, stop: asyncio.Event, ready: Path | None = None) -> None:
-    """Build and run a gateway until ``stop``."""
-    began = time.monotonic()
-    gateway = Gateway(site, clock)
-    log.info("%s: composed in %.2f s", site.model.site, time.monotonic() - began)
-    await gateway.run(stop, ready)
+async def _first(waiting: Sequence[asyncio.Task[bool]], ended: asyncio.Event) -> None:
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    ended.set()
 
 
 def _other_source(model: FrequencySourceModel) -> Mapping[str, object]:

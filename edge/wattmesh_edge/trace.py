@@ -28,6 +28,9 @@ class DecisionTrace:
                 " limited_by TEXT, requested_w REAL, remaining_w REAL, outcome TEXT, PRIMARY KEY (asset, time_ns))"
                 " WITHOUT ROWID"
             )
+            columns = {row[1] for row in db.execute("PRAGMA table_info(decisions)")}
+            if "conflicts" not in columns:  # a database of an older version
+                db.execute("ALTER TABLE decisions ADD COLUMN conflicts TEXT NOT NULL DEFAULT ''")
 
     def note(self, decision: Decision, outcome: str) -> bool:
         """Keep a decision if it differs from the last one; returns whether it did."""
@@ -36,10 +39,10 @@ class DecisionTrace:
             return False
         self._last[decision.asset_id] = (decision, outcome)
         self._db.execute(
-            "INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 decision.asset_id, decision.time_ns, decision.target_w, decision.decided_by, decision.limited_by,
-                decision.requested_w, decision.remaining_w, outcome,
+                decision.requested_w, decision.remaining_w, outcome, "; ".join(decision.conflicts),
             ),
         )  # fmt: skip
         return True
@@ -60,22 +63,24 @@ def why(path: Path, time_ns: int) -> list[str]:
     lines = []
     for (asset,) in db.execute("SELECT DISTINCT asset FROM decisions").fetchall():
         row = db.execute(
-            "SELECT time_ns, target_w, decided_by, limited_by, requested_w, remaining_w, outcome FROM decisions"
+            "SELECT time_ns, target_w, decided_by, limited_by, requested_w, remaining_w, outcome, conflicts FROM decisions"
             " WHERE asset = ? AND time_ns <= ? ORDER BY time_ns DESC LIMIT 1",
             (asset, time_ns),
         ).fetchone()
         if row is None:
             continue
-        since, target, by, limit, requested, remaining, outcome = row
+        since, target, by, limit, requested, remaining, outcome, conflicts = row
         text = f"{asset}: {target:.0f} W by {by}, for {(time_ns - since) / 1e9:.0f} s ({outcome})"
         if limit:
             text += f"; {requested:.0f} W were asked for, {limit} left {remaining:.0f} W unmet"
+        if conflicts:
+            text += f"; conflict: {conflicts}"
         lines.append(text)
     db.close()
     return lines
 
 
 def _differs(one: Decision, other: Decision) -> bool:
-    if (one.decided_by, one.limited_by) != (other.decided_by, other.limited_by):
+    if (one.decided_by, one.limited_by, one.conflicts) != (other.decided_by, other.limited_by, other.conflicts):
         return True
     return abs((one.target_w or 0.0) - (other.target_w or 0.0)) > _CHANGE_W

@@ -14,6 +14,8 @@ from wattmesh_a2a.messenger import Messenger
 from wattmesh_edge.outbox import Outbox
 
 WINDOW = 32
+_AT_ONCE = 8
+"""Batches that are read from disk together: reading a whole window would hold up a control cycle."""
 AGAIN_AFTER_S = 5.0
 """Real seconds without an acknowledgement after which a batch is sent again."""
 
@@ -44,13 +46,16 @@ class Uplink:
         room = WINDOW - len(self._sent)
         if room <= 0:
             return
-        for number, batch in enumerate(self._outbox.pending(room, skip=frozenset(self._sent))):
+        for number, batch in enumerate(self._outbox.pending(min(room, _AT_ONCE), skip=frozenset(self._sent))):
+            key = batch.stream, batch.sequence
+            self._sent[key] = now  # before it is sent: its acknowledgement may be quicker than our own return
             try:
                 await self._messenger.send_telemetry(batch.stream, batch.frame, backlog=number > 0)
             except UnavailableError:
+                self._sent.pop(key, None)
                 return
-            self._sent[batch.stream, batch.sequence] = now
             self.sent += 1
+            await asyncio.sleep(0)  # a control cycle that is due comes before the next batch
 
     async def drain(self, timeout_s: float) -> bool:
         """Send until nothing waits or the real time is over; returns whether nothing waits."""

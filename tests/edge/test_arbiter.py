@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wattmesh_a2a.control import GRID_CONNECTION, Bounds, Priority, Proposal
 from wattmesh_a2a.devices import Quality
-from wattmesh_edge.arbiter import BatteryLimits, SiteLimits, arbitrate, distribute
+from wattmesh_edge.arbiter import arbitrate
 from wattmesh_edge.image import BatteryImage, SiteImage, Value
+from wattmesh_edge.limits import BatteryLimits, SiteLimits
+from wattmesh_edge.sharing import share, weight
 
 NOW = 1_000_000
 power = st.floats(-20_000, 20_000, allow_nan=False)
@@ -158,10 +160,11 @@ def test_distribution_gives_all_that_the_batteries_can_take(total, states):
         time_ns=0, monotonic_ns=NOW, grid_power_w=None, pv_power_w=0.0, frequency_hz=None,
         batteries={n: BatteryImage(active_power_w=0.0, soc_percent=s) for n, s in zip(names, states, strict=True)},
     )  # fmt: skip
-    shares = distribute(total, image, dict.fromkeys(names, LIMITS))
+    ranges = {n: (-5000.0 if s > 10 else 0.0, 5000.0 if s < 95 else 0.0) for n, s in zip(names, states, strict=True)}
+    shares = share(total, ranges, {n: weight(LIMITS, image.batteries[n], total) for n in names})
     able = [s for s in states if (s < 95 if total > 0 else s > 10)]
     possible = min(abs(total), 5000 * len(able))
-    assert all(abs(share) <= 5000 + 1e-6 and share * total >= 0 for share in shares.values())
+    assert all(abs(share) <= 5000 + 1e-6 and share * total >= -1e-3 for share in shares.values())
     assert abs(abs(sum(shares.values())) - possible) < 1e-3
 
 
@@ -215,3 +218,75 @@ def test_several_batteries_never_overload_the_connection_nor_leave_their_limits(
         grid = rest + total(decisions)
         assert grid <= max(SITE.import_limit_w, rest) + 1e-6 or rest < -SITE.export_limit_w
         assert grid >= min(-SITE.export_limit_w, rest) - 1e-6 or rest > SITE.import_limit_w
+
+
+@settings(max_examples=400, deadline=None)
+@given(images(("a", "b")), st.lists(proposals(("a", "b")), max_size=6), proposals(("a", "b")))
+def test_a_lower_rank_never_moves_what_a_higher_one_has_set(image, asked, low):
+    """Neither a target nor bounds: with everybody above gone to a target, what stands below changes nothing in the sum."""
+    set_ = ask(GRID_CONNECTION, Priority.MARKET_COMMITMENT, target=0.0)
+    above = [one for one in asked if one.priority < Priority.MARKET_COMMITMENT]
+    limits = {"a": LIMITS, "b": LIMITS}
+    without = arbitrate(image, [*above, set_], limits, SITE)
+    with_ = arbitrate(
+        image,
+        [*above, set_, ask(low.asset_id, Priority.PREFERENCE, target=low.target_w, bounds=low.bounds)],
+        limits,
+        SITE,
+    )
+    assert abs(total(without) - total(with_)) <= 2
+
+
+def test_bounds_that_contradict_are_told_with_both_names():
+    asked = [
+        ask(
+            GRID_CONNECTION, Priority.GRID_INSTRUCTION, bounds=Bounds(min_w=1000, max_w=2000, reason="grid instruction")
+        ),
+        ask(GRID_CONNECTION, Priority.PLAN, bounds=Bounds(min_w=-9000, max_w=500, reason="wish")),
+    ]
+    (decision,) = arbitrate(image_of(1500.0), asked, {"a": LIMITS}, SITE)
+    assert decision.conflicts == ("wish contradicts grid instruction",)
+    assert decision.target_w == -500, "as near to the wish as the instruction lets it"
+
+
+def test_an_overload_that_cannot_be_mended_is_told():
+    (decision,) = arbitrate(image_of(30_000.0), [], {"a": LIMITS}, SITE)
+    assert decision.target_w == -5000
+    assert decision.conflicts == ("connection limit contradicts rated power",)
+
+
+def test_zero_export_takes_the_surplus_and_never_feeds():
+    site = SiteLimits(import_limit_w=12_000, export_limit_w=0)
+    (decision,) = arbitrate(image_of(-3000.0), [ask("a", Priority.PLAN, target=-5000.0)], {"a": LIMITS}, site)
+    assert decision.target_w == 3000
+
+
+def test_a_ramp_slows_a_plan_and_not_the_response():
+    slow = BatteryLimits(rated_power_w=5000, rated_energy_wh=6400, ramp_w_per_s=100)
+    (plan,) = arbitrate(image_of(0.0), [ask("a", Priority.PLAN, target=3000.0)], {"a": slow}, SITE, held={"a": 500.0})
+    assert (plan.target_w, plan.limited_by, plan.remaining_w) == (600, "ramp limit", 2400)
+    (stop,) = arbitrate(image_of(0.0), [ask("a", Priority.PLAN, target=0.0)], {"a": slow}, SITE, held={"a": 3000.0})
+    assert stop.target_w == 0
+    fast = ask("a", Priority.FREQUENCY_RESPONSE, target=-3000.0)
+    (response,) = arbitrate(image_of(0.0), [fast], {"a": slow}, SITE, held={"a": 500.0})
+    assert response.target_w == -3000
+
+
+def test_a_small_power_is_taken_by_one_where_none_can_hold_its_half():
+    shy = BatteryLimits(rated_power_w=5000, rated_energy_wh=6400, idle_below_w=300)
+    both = {"a": shy, "b": shy}
+    decisions = arbitrate(two_batteries(400.0), [ask(GRID_CONNECTION, Priority.PLAN, target=0.0)], both, SITE)
+    assert sorted(one.target_w for one in decisions) == [-400, 0]
+    decisions = arbitrate(two_batteries(200.0), [ask(GRID_CONNECTION, Priority.PLAN, target=0.0)], both, SITE)
+    assert [one.target_w for one in decisions] == [0, 0]
+
+
+def test_a_worn_battery_takes_less():
+    batteries = {
+        "a": LIMITS,
+        "b": BatteryLimits(
+            rated_power_w=5000, rated_energy_wh=6400, min_soc_percent=10, max_soc_percent=95, health=0.5
+        ),
+    }
+    decisions = arbitrate(two_batteries(3000.0), [ask(GRID_CONNECTION, Priority.PLAN, target=0.0)], batteries, SITE)
+    assert [one.target_w for one in decisions] == [-2000, -1000]

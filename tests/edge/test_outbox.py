@@ -1,7 +1,11 @@
 """Nothing measured is lost or doubled, wherever the gateway is killed."""
 
+import json
 import shutil
+import subprocess
+import sys
 from array import array
+from pathlib import Path
 
 import pytest
 from wattmesh_a2a.telemetry import ColumnBatch, RecordBatch, decode
@@ -131,3 +135,20 @@ def test_a_folder_that_cannot_be_used_says_so(tmp_path, name):
     (tmp_path / name).mkdir()
     with pytest.raises(Exception, match="unable to open"):
         make(tmp_path)
+
+
+def test_killed_at_200_random_moments_nothing_acknowledged_is_lost_or_doubled(tmp_path):
+    killer = Path(__file__).parents[1] / "support" / "outbox_killer.py"
+    done = subprocess.run(
+        [sys.executable, str(killer), str(tmp_path / "outbox"), "200", "7"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["kills"] == 200
+    assert found["acknowledged"] > 200
+    assert (found["lost"], found["doubled"], found["differ"]) == (0, 0, 0)
+    assert found["worst_open_s"] < 5

@@ -156,3 +156,40 @@ def test_a_battery_that_is_only_watched_needs_no_ratings(tmp_path, example):
         "  response: {device: battery, profile: ieee1547_2018_cat_iii}   # leave out to watch only\n", ""
     )
     assert load(tmp_path, text).templates["battery"].monitor_only
+
+
+SINGLE = "sunspec_meter_203"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (
+            "# phase_limit_w: 5750", "phase_limit_w: 5750",
+            "connection.phase_limit_w: eastron_sdm120 does not tell active_power_l1_w, active_power_l2_w, active_power_l3_w",
+        ),
+        (
+            "agents: [", 'flexible: [{device: nobody, energy_wh: 1, power_w: 1, from: "18:00", to: "07:00"}]\nagents: [',
+            "flexible[0].device: 'nobody' is none of the devices",
+        ),
+        (
+            "agents: [", 'flexible: [{device: meter, energy_wh: 1, power_w: 1, from: "18:00", to: "07:00"}]\nagents: [',
+            "flexible[0].device: eastron_sdm120 cannot be told its power",
+        ),
+        (
+            "agents: [", 'flexible: [{device: battery, energy_wh: 1, power_w: 1, from: "18:00", to: "07:00"}]\nagents: [',
+            "flexible[0].device: battery is a battery; the plan has it already",
+        ),
+        (
+            "agents: [", 'flexible: [{device: battery, energy_wh: 1, power_w: 1, from: "25:00", to: "07:00"}]\nagents: [',
+            "flexible[0].from: string should match pattern",
+        ),
+        ("reserve_soc_percent: 5", "meter_lag_s: 31", "control.meter_lag_s: input should be less than or equal to 30"),
+    ],
+)  # fmt: skip
+def test_what_the_arbiter_is_to_keep_and_move_is_checked(tmp_path, example, old, new, told):
+    text = example.replace(SINGLE, "eastron_sdm120").replace(old, new, 1)
+    with pytest.raises(ConfigurationError) as caught:
+        load(tmp_path, text)
+    assert told in str(caught.value)
+    assert "site.yaml:" in str(caught.value)

@@ -162,9 +162,27 @@ class SiteAgent(ABC):
         """
         proposals = self._battery(image, traded_wh)
         proposals += self._demand_response(image)
-        limit = self._peak_limit()
-        if limit is not None:
-            proposals.append(self._bounds(image, Priority.PREFERENCE, -1e9, limit, "peak shaving"))
+        return proposals + self._peak_guard(image, traded_wh)
+
+    def _peak_guard(self, image: SiteImage, traded_wh: float) -> list[Proposal]:
+        """Keep the average import of the quarter hour, which is what is billed, below the limits.
+
+        The site file's limit is the owner's standing word and ranks with what he sets by hand; the strategy's is a plan's. What
+        was taken too much since the quarter hour began is made up for in what is left of it (not below a minute: no jolt at the
+        end); what was saved is not spent, as a gateway that started in the middle does not know of all that was taken.
+        """
+        strategy = self.outlook.strategy
+        wishes = (
+            (Priority.MANUAL_OVERRIDE, self._peak_limit_w, "the owner's peak limit"),
+            (Priority.PLAN, strategy.peak_limit_w if strategy else None, "the strategy's peak limit"),
+        )
+        slot = slot_start_ns(image.time_ns, SLOT_S)
+        left_h = max(slot + SLOT_NS - image.time_ns, 60 * NS_PER_S) / 3.6e12
+        proposals = []
+        for rank, limit_w, reason in wishes:
+            if limit_w is not None:
+                left_w = max(0.0, (limit_w * SLOT_S / 3600 - traded_wh) / left_h)
+                proposals.append(self._bounds(image, rank, -1e9, min(limit_w, left_w), reason))
         return proposals
 
     def _battery(self, image: SiteImage, traded_wh: float) -> list[Proposal]:
@@ -172,6 +190,9 @@ class SiteAgent(ABC):
         rest, stored = image.rest_power_w, stored_energy_wh(image, self.outlook.storage)
         if rest is None or stored is None:
             return []
+        rest += sum(
+            power for power in image.loads.values() if power is not None
+        )  # a battery may cover these as any other
         outlook, now = self.outlook, image.time_ns
         slot = slot_start_ns(now, SLOT_S)
         commitment = outlook.commitments.get(slot)
@@ -214,11 +235,6 @@ class SiteAgent(ABC):
             expires_ns=image.monotonic_ns + self._lease_ns,
             bounds=Bounds(min_w=low, max_w=high, reason=reason),
         )
-
-    def _peak_limit(self) -> float | None:
-        wishes = [self._peak_limit_w, self.outlook.strategy.peak_limit_w if self.outlook.strategy else None]
-        known = [wish for wish in wishes if wish is not None]
-        return min(known) if known else None
 
     @abstractmethod
     def orders(self, slot_ns: int, grid_wh: float) -> list[Order]:

@@ -1,0 +1,92 @@
+"""What ages is found, what is healthy is left in peace: on years of simulated weather."""
+
+import random
+import sqlite3
+
+import pytest
+from aging_fleet import fleet, year
+from wattmesh_a2a.devices import AssetKind
+from wattmesh_edge.change import baseline_of, find_change, values_between_false_alarms
+from wattmesh_edge.maintenance import Maintenance
+from wattmesh_edge.sun import Plane, clear_sky_share
+
+
+@pytest.mark.parametrize(
+    ("fault", "at_most_days", "more"),
+    [
+        ("soiling", 365, {"days": 485}),
+        ("string", 7, {}),
+        ("string", 100, {"strings": False}),
+        ("fade", 160, {}),
+        ("fan", 14, {}),
+    ],
+)
+def test_what_ages_is_found(fault, at_most_days, more):
+    found, delays, false = fleet(range(2), fault, **more)
+    assert found == 2
+    assert delays[-1] <= at_most_days
+    assert false <= 2
+
+
+def test_a_healthy_fleet_has_at_most_one_false_alarm_a_site_year():
+    _, _, false = fleet(range(5))
+    assert false <= 2
+
+
+def test_an_alarm_tells_evidence_and_advice_and_is_over_when_repaired():
+    ((_, alarm), *_) = year(1, "string", days=130)
+    assert "string 2 is 0, -100 % against" in alarm.text
+    assert "by chance less than once in" in alarm.text
+    assert "check the string" in alarm.text
+    assert alarm.severity == "critical"
+
+
+def test_noise_alone_is_left_in_peace_for_longer_than_stated_needs():
+    rng, alarms = random.Random(5), 0
+    for _ in range(40):
+        values = [rng.gauss(100, 2) for _ in range(1000)]
+        baseline = baseline_of(values, 28, 0.1)
+        alarms += find_change(values, baseline, down=True, least=0.0) is not None
+    assert values_between_false_alarms() > 100_000
+    assert alarms <= 4, "the baseline is estimated, so it is more than the formula says"
+
+
+def test_a_change_is_dated_and_a_repair_ends_it():
+    values = [10.0, 10.2, 9.9, 10.1] * 7 + [8.0] * 10
+    baseline = baseline_of(values, 28, 0.1)
+    change = find_change(values, baseline, down=True, least=1.0)
+    assert (change.began, change.level) == (28, 8.0)
+    assert find_change(values, baseline, down=False, least=1.0) is None
+    assert find_change([*values, *[10.1] * 40], baseline, down=True, least=1.0) is None
+    assert baseline_of(values[:27], 28, 0.1) is None
+
+
+def test_one_odd_day_says_nothing():
+    values = [10.0, 10.2, 9.9, 10.1] * 7 + [0.0, 0.0, 10.0, 10.0]
+    assert find_change(values, baseline_of(values, 28, 0.1), down=True, least=0.1) is None
+
+
+def test_the_sun_is_where_it_is():
+    berlin = Plane(latitude_deg=52.5, longitude_deg=13.4, tilt_deg=0)
+    noon = 1_718_967_600 * 10**9  # 2024-06-21 11:00 UTC: near noon of Berlin
+    assert 0.75 < clear_sky_share(berlin, noon) < 0.95
+    assert clear_sky_share(berlin, noon + 12 * 3600 * 10**9) == 0
+    sydney = Plane(latitude_deg=-33.9, longitude_deg=151.2, tilt_deg=30, azimuth_deg=0)
+    assert clear_sky_share(sydney, noon - 9 * 3600 * 10**9) > 0.5
+
+
+def test_what_is_watched_goes_on_over_a_restart(tmp_path):
+    from aging_fleet import BATTERY, Device
+    from wattmesh_edge.image import ImageMaker
+
+    devices = {"battery": Device("battery", AssetKind.BATTERY, BATTERY, 3000.0)}
+    maker = ImageMaker(
+        {**devices, "meter": Device("meter", AssetKind.METER, ("active_power_w",), None)}, "meter", 300.0
+    )
+    db = sqlite3.connect(tmp_path / "db")
+    Maintenance("home", devices, maker, {}, db)
+    rows = [("battery", "capacity", 100 + day, 10_000.0 - (1500 if day > 30 else 0)) for day in range(45)]
+    db.executemany("INSERT INTO health VALUES (?, ?, ?, ?)", rows)
+    again = Maintenance("home", devices, maker, {}, db)
+    (alarm,) = again.alarms.values()
+    assert "-15 % against 1e+04 before" in alarm.text
