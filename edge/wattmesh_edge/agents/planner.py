@@ -25,6 +25,9 @@ from dataclasses import dataclass
 LEVELS = 33
 _OFF = 1.2247448713915890
 """Three points of equal weight with the mean and variance of a normal distribution lie √1.5 standard deviations out."""
+_FILL_H = 4.0
+"""The last hours of the cheap time, over which the grid fills what is missing: waiting longer leaves more to the sun, and makes a
+higher level."""
 CYCLE_COST_TICKS = 100
 """Wear of the battery a kWh discharged, in ticks (1 ct): keeps it from trading for next to nothing."""
 
@@ -217,6 +220,9 @@ def charge_level_w(
     needed = 0.0 if target is None else (target - stored_wh) / storage.efficiency
     if needed <= 0:
         return 0.0
+    begin = last - max(1, round(_FILL_H / hours))
+    if first < begin:
+        return 0.0  # the sun may still bring it
     left = 1 - (utc_ns - value.start_ns - first * value.slot_ns) / value.slot_ns
     nets = [(net_wh[at] / hours, hours * (max(left, 1 / 3) if at == first else 1.0)) for at in range(first, last)]
     low, high = 0.0, max(net for net, _ in nets) + storage.power_w
