@@ -215,14 +215,14 @@ def charge_level_w(
     last = first + 1
     while last < len(net_wh) and import_ticks[last] <= price:
         last += 1
+    begin = last - max(1, round(_FILL_H / hours))
+    if first < begin:
+        return 0.0  # the sun may still bring it
     # At the end of the cheap time: before it, a watt-hour is worth no more than buying it a little later costs.
     target = value.worth_wh(value.start_ns + (last - 1) * value.slot_ns, price / storage.efficiency)
     needed = 0.0 if target is None else (target - stored_wh) / storage.efficiency
     if needed <= 0:
         return 0.0
-    begin = last - max(1, round(_FILL_H / hours))
-    if first < begin:
-        return 0.0  # the sun may still bring it
     left = 1 - (utc_ns - value.start_ns - first * value.slot_ns) / value.slot_ns
     nets = [(net_wh[at] / hours, hours * (max(left, 1 / 3) if at == first else 1.0)) for at in range(first, last)]
     low, high = 0.0, max(net for net, _ in nets) + storage.power_w
