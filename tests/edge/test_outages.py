@@ -38,7 +38,7 @@ class Cloud:
     def on_request(self, _kind, handler, **_options):
         self._ack = handler
 
-    async def send_telemetry(self, stream, frame):
+    async def send_telemetry(self, stream, frame, *, backlog=False):
         if not self.there:
             raise UnavailableError("no broker")
         if self.rng.random() < self.loses:

@@ -107,8 +107,9 @@ def test_charging_from_the_grid_fills_a_valley_and_makes_no_peak():
     grid = expected_grid_wh(STORAGE, value, 0.0, net, prices, FEED_IN)
     charged = sum(g - n for g, n in zip(grid[:24], net[:24], strict=True))
     assert charged > 5000, "the dear hours are still prepared for"
-    assert max(grid[:24]) * 4 < 2500, "at full power it would be 6.2 kW"
-    assert max(grid[:24]) < 1.15 * sum(grid[:24]) / 24
+    assert grid[:8] == net[:8], "the sun has its chance first"
+    assert max(grid[:24]) * 4 < 3500, "at full power it would be 6.2 kW"
+    assert max(grid[8:24]) < 1.15 * sum(grid[8:24]) / 16
 
 
 def test_the_level_rises_when_the_load_was_higher_than_expected_and_falls_to_nothing_when_full():

@@ -25,6 +25,9 @@ from dataclasses import dataclass
 LEVELS = 33
 _OFF = 1.2247448713915890
 """Three points of equal weight with the mean and variance of a normal distribution lie √1.5 standard deviations out."""
+_FILL_H = 4.0
+"""The last hours of the cheap time, over which the grid fills what is missing: waiting longer leaves more to the sun, and makes a
+higher level."""
 CYCLE_COST_TICKS = 100
 """Wear of the battery a kWh discharged, in ticks (1 ct): keeps it from trading for next to nothing."""
 
@@ -212,6 +215,9 @@ def charge_level_w(
     last = first + 1
     while last < len(net_wh) and import_ticks[last] <= price:
         last += 1
+    begin = last - max(1, round(_FILL_H / hours))
+    if first < begin:
+        return 0.0  # the sun may still bring it
     # At the end of the cheap time: before it, a watt-hour is worth no more than buying it a little later costs.
     target = value.worth_wh(value.start_ns + (last - 1) * value.slot_ns, price / storage.efficiency)
     needed = 0.0 if target is None else (target - stored_wh) / storage.efficiency
