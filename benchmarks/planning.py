@@ -14,7 +14,7 @@ from datetime import time as clock_time
 from importlib import resources
 
 from wattmesh_a2a.tariff import Tariff, TariffPeriod
-from wattmesh_edge.agents.planner import Storage, battery_policy, value_of_storage
+from wattmesh_edge.agents.planner import Storage, battery_policy, charge_level_w, value_of_storage
 
 FIRST_NS, SLOT_NS = 1_659_333_600 * 10**9, 900 * 10**9
 SUMMER = (6, 7, 8, 9)
@@ -61,7 +61,8 @@ def run(home: str, first: int, days: int, policy: str) -> tuple[float, list[floa
             took.append(time.perf_counter() - solve)
             del began
         slope = value.slope_ticks(now, stored) if value else None
-        power = 0.0 if policy == "none" else battery_policy(rest, stored, storage, slope, price, feed)
+        level = None if value is None else charge_level_w(storage, value, now, stored, expected, prices)
+        power = 0.0 if policy == "none" else battery_policy(rest, stored, storage, slope, price, feed, level)
         if power > 0:
             power = min(power, (6400 - stored) / storage.efficiency * 4)
             stored += power / 4 * storage.efficiency

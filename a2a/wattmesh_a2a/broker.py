@@ -130,17 +130,34 @@ class BrokerProcess:
         return words or "it said nothing"
 
 
+class _ProvisionedBroker(BrokerProcess):
+    """Looks for a program when it is entered, on a thread: fetching one may take a minute and must not hold up the loop."""
+
+    def __init__(self, folder: Path, port: int, kind: str) -> None:
+        super().__init__([], port, f"a broker on port {port}", folder, {})
+        self._kind = kind
+
+    async def __aenter__(self) -> BrokerProcess:
+        self._command, self.description, self._environment = await asyncio.to_thread(
+            _prepared, self._folder, self.port, self._kind
+        )
+        return await super().__aenter__()
+
+
 def provision_broker(folder: Path, port: int, *, kind: str = "any") -> BrokerProcess:
-    """A broker for loopback that keeps its files in ``folder``; not started yet.
+    """A broker for loopback that keeps its files in ``folder``; found, or fetched, and started by ``async with``.
 
     Args:
         folder: Its configuration, log and persistent sessions; a fetched mosquitto goes beside it and is found again.
         port: TCP port on 127.0.0.1.
-        kind: ``any``, ``mosquitto`` (found or fetched) or ``small`` (ours).
-
-    Raises:
-        ConfigurationError: ``mosquitto`` was asked for and cannot be had.
+        kind: ``any``, ``mosquitto`` (found or fetched) or ``small`` (ours). Entering raises
+            :class:`ConfigurationError` when ``mosquitto`` was asked for and cannot be had.
     """
+    return _ProvisionedBroker(folder, port, kind)
+
+
+def _prepared(folder: Path, port: int, kind: str) -> tuple[list[str], str, dict[str, str]]:
+    """Command, description and environment; writes the configuration."""
     folder.mkdir(parents=True, exist_ok=True)
     if kind in {"any", "mosquitto"}:
         program, environment = _find_mosquitto(folder.parent / "mosquitto")
@@ -151,14 +168,13 @@ def provision_broker(folder: Path, port: int, *, kind: str = "any") -> BrokerPro
             for name, value in values.items():
                 text = text.replace(f"{{{name}}}", value)
             file.write_text(text)
-            command = [str(program), "-c", str(file)]
-            return BrokerProcess(command, port, f"mosquitto on port {port}", folder, environment)
+            return [str(program), "-c", str(file)], f"mosquitto on port {port}", environment
     if kind == "mosquitto":
         raise ConfigurationError(
             "mosquitto was not found and could not be fetched; install it: sudo apt install mosquitto"
         )
     command = [sys.executable, "-m", "wattmesh_a2a.small_broker", "--port", str(port)]
-    return BrokerProcess(command, port, f"our small broker on port {port} (no mosquitto here)", folder, {})
+    return command, f"our small broker on port {port} (no mosquitto here)", {}
 
 
 def _find_mosquitto(fetched: Path) -> tuple[Path | None, dict[str, str]]:

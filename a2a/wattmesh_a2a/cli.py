@@ -58,36 +58,14 @@ def broker(argv: list[str]) -> int:
 
 
 def messages(argv: list[str]) -> int:
-    """``wattmesh messages tap``: what passes a broker, a line a message."""
-    import argparse
-    import asyncio
-    import json
-    import uuid
+    """``wattmesh messages``: what passes a broker, figures, dead letters, the vocabulary's documents."""
+    from wattmesh_a2a.messages_cli import main as run
 
-    from wattmesh_a2a.transports.base import Inbound
-    from wattmesh_a2a.transports.mqtt import MqttTransport
+    return run(argv)
 
-    parser = argparse.ArgumentParser(prog="wattmesh messages")
-    parser.add_argument("action", choices=("tap",))
-    parser.add_argument("filter", nargs="?", default="#")
-    parser.add_argument("--broker", default="mqtt://127.0.0.1:1883")
-    arguments = parser.parse_args(argv)
 
-    def show(inbound: Inbound) -> None:
-        kind = "-"
-        try:
-            fields = json.loads(inbound.payload)
-            kind = str(fields.get("type", "-")) if isinstance(fields, dict) else "-"
-        except ValueError:
-            pass
-        print(f"{inbound.topic}  {kind}  {len(inbound.payload)} bytes", flush=True)
+def pki(argv: list[str]) -> int:
+    """``wattmesh pki``: a private certificate authority for brokers, sites and the cloud."""
+    from wattmesh_a2a.pki_cli import main as run
 
-    async def run() -> None:
-        transport = MqttTransport(arguments.broker, f"tap-{uuid.uuid4().hex[:8]}")
-        await transport.subscribe(arguments.filter, show)
-        await transport.start()
-        await transport.wait_connected(10.0)
-        await asyncio.Event().wait()
-
-    asyncio.run(run())
-    return 0
+    return run(argv)

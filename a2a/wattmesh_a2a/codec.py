@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import json
 import math
-from functools import cache
+import re
+import sys
+from functools import cache, lru_cache
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
 
-from wattmesh_a2a.envelope import Address, Envelope
+from wattmesh_a2a.envelope import Address, Envelope, TaskState
 from wattmesh_a2a.errors import InvalidMessageError
 from wattmesh_a2a.messages import MESSAGE_TYPES, TYPE_NAMES, Message
-from wattmesh_a2a.topics import MAX_PAYLOAD_BYTES
+from wattmesh_a2a.topics import MAX_MESSAGE_BYTES
 
 _MAX_NS = 2**63 - 1
-# ``json.dumps`` with options makes an encoder anew for every message, which costs more than the message
-_PLAIN = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+_LARGEST_EXACT = 2.0**53
+_MAX_FLOAT = sys.float_info.max
+_WHOLE_FLOAT = re.compile(r"[:,\[]-?\d+\.0[],}]")
+_EXPONENT = re.compile(r"[:,\[]-?\d[\d.]*e")
+"""Where Python may write a number otherwise than RFC 8785 (or a text only looks like one, which costs time and nothing else)."""
+_dump = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+_dump_sorted = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False, sort_keys=True).encode
+_address = lru_cache(maxsize=4096)(Address.parse)
 
 
 @cache
@@ -79,65 +87,136 @@ def to_fields(envelope: Envelope) -> dict[str, Any]:
     }
     if envelope.not_before_ns:
         fields["notbeforens"] = envelope.not_before_ns
+    if envelope.destination is not None:
+        fields["destination"] = str(envelope.destination)
     if envelope.correlation_id is not None:
         fields["correlationid"] = envelope.correlation_id
+    if envelope.state is not None:
+        fields["state"] = envelope.state.value
     if envelope.traceparent is not None:
         fields["traceparent"] = envelope.traceparent
     return fields
 
 
 def canonical(fields: dict[str, Any]) -> bytes:
-    """The bytes that are signed: sorted keys, no spaces (RFC 8785 for what we send: integers, text, short decimals)."""
+    """The bytes that are signed: RFC 8785 (sorted keys, no spaces, numbers as ECMAScript writes them).
+
+    With one exception: whole numbers beyond 2⁵³ (nanoseconds) stand exactly, where RFC 8785 would round them.
+    """
     plain = {key: value for key, value in fields.items() if key != "signature"}
-    return _CANONICAL.encode(plain).encode()
+    text = _dump_sorted(plain)
+    if _WHOLE_FLOAT.search(text):
+        text = _dump_sorted(_whole(plain))
+    if _EXPONENT.search(text) or not text.isascii():
+        text = _jcs(plain)
+    return text.encode()
+
+
+def _whole(value: Any) -> Any:
+    """The same values with 5 for 5.0, as ECMAScript writes it."""
+    if isinstance(value, dict):
+        return {key: one if isinstance(one, str) else _whole(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_whole(one) for one in value]
+    if isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST_EXACT:
+        return int(value)
+    return value
+
+
+def _jcs(value: Any) -> str:
+    if isinstance(value, dict):
+        keys = sorted(value, key=lambda key: key.encode("utf-16-be"))
+        return "{" + ",".join(f"{json.dumps(key, ensure_ascii=False)}:{_jcs(value[key])}" for key in keys) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_jcs, value)) + "]"
+    if isinstance(value, float):
+        return _ecmascript(value)
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _ecmascript(value: float) -> str:
+    """A number as ECMAScript writes it (ECMA-262, Number::toString): Python's digits, another layout."""
+    if not math.isfinite(value):
+        raise ValueError("no JSON number")
+    if value == 0:
+        return "0"
+    text = repr(abs(value))
+    mantissa, _, exponent = text.partition("e")
+    whole, _, fraction = mantissa.partition(".")
+    digits = (whole + fraction).lstrip("0")
+    point = len(whole) + int(exponent or 0) - (len(whole + fraction) - len(digits))
+    digits = digits.rstrip("0")
+    if len(digits) <= point <= 21:
+        out = digits + "0" * (point - len(digits))
+    elif 0 < point <= 21:
+        out = f"{digits[:point]}.{digits[point:]}"
+    elif -6 < point <= 0:
+        out = f"0.{'0' * -point}{digits}"
+    else:
+        power = point - 1
+        out = f"{digits[0]}{'.' + digits[1:] if len(digits) > 1 else ''}e{'+' if power > 0 else '-'}{abs(power)}"
+    return f"-{out}" if value < 0 else out
 
 
 def encode(envelope: Envelope, signature: str | None = None) -> bytes:
     """The payload of an envelope; raises :class:`InvalidMessageError` when it is too large for every transport."""
-    fields = to_fields(envelope)
+    return encode_fields(to_fields(envelope), signature)
+
+
+def encode_fields(fields: dict[str, Any], signature: str | None = None) -> bytes:
+    """The payload of :func:`to_fields`, with its signature."""
     if signature is not None:
         fields["signature"] = signature
-    payload = _PLAIN.encode(fields).encode()
-    if len(payload) > MAX_PAYLOAD_BYTES:
-        raise InvalidMessageError(f"{envelope.type} of {len(payload)} bytes is over {MAX_PAYLOAD_BYTES}")
+    payload = _dump(fields).encode()
+    if len(payload) > MAX_MESSAGE_BYTES:
+        raise InvalidMessageError(f"{fields['type']} of {len(payload)} bytes is over {MAX_MESSAGE_BYTES}")
     return payload
 
 
 def decode_fields(payload: bytes) -> dict[str, Any]:
     """The JSON object of a payload, bounded in size; raises :class:`InvalidMessageError`."""
-    if len(payload) > MAX_PAYLOAD_BYTES:
-        raise InvalidMessageError(f"message of {len(payload)} bytes is over {MAX_PAYLOAD_BYTES}")
+    if len(payload) > MAX_MESSAGE_BYTES:
+        raise InvalidMessageError(f"message of {len(payload)} bytes is over {MAX_MESSAGE_BYTES}")
     return _object(payload)
 
 
 def from_fields(fields: dict[str, Any], *, signed: bool = False) -> Envelope:
     """The envelope of decoded fields; raises :class:`InvalidMessageError`."""
+    head = attributes(fields)
+    return Envelope(**head, data=message_from_json(head["type"], fields.get("data")), signed=signed)
+
+
+def attributes(fields: dict[str, Any]) -> dict[str, Any]:
+    """What stands around the data, checked; enough to answer a message whose data is not understood."""
     if fields.get("specversion") != "1.0":
         raise InvalidMessageError("specversion is not 1.0")
-    name = _text(fields, "type")
-    return Envelope(
-        id=_text(fields, "id"),
-        source=Address.parse(_text(fields, "source")),
-        type=name,
-        time_ns=_number(fields, "timens"),
-        session=_text(fields, "session"),
-        sequence=_number(fields, "sequence"),
-        expires_ns=_number(fields, "expiresns"),
-        not_before_ns=_number(fields, "notbeforens") if "notbeforens" in fields else 0,
-        correlation_id=_text(fields, "correlationid") if "correlationid" in fields else None,
-        traceparent=_text(fields, "traceparent") if "traceparent" in fields else None,
-        data=message_from_json(name, fields.get("data")),
-        signed=signed,
-    )
+    return {
+        "id": _text(fields, "id"),
+        "source": _address(_text(fields, "source")),
+        "type": _text(fields, "type"),
+        "time_ns": _number(fields, "timens"),
+        "session": _text(fields, "session"),
+        "sequence": _number(fields, "sequence"),
+        "expires_ns": _number(fields, "expiresns"),
+        "not_before_ns": _number(fields, "notbeforens") if "notbeforens" in fields else 0,
+        "destination": _address(_text(fields, "destination")) if "destination" in fields else None,
+        "correlation_id": _text(fields, "correlationid") if "correlationid" in fields else None,
+        "state": _state(fields) if "state" in fields else None,
+        "traceparent": _text(fields, "traceparent") if "traceparent" in fields else None,
+    }
+
+
+def _state(fields: dict[str, Any]) -> TaskState:
+    try:
+        return TaskState(_text(fields, "state"))
+    except ValueError as error:
+        raise InvalidMessageError("state is no task state") from error
 
 
 def _object(payload: bytes) -> dict[str, Any]:
     try:
-        fields = json.loads(
-            payload.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite, parse_int=_bounded
-        )
-        if b"\\u" in payload:  # an escape may hide half of a surrogate pair, which is no text and no store takes
-            json.dumps(fields, ensure_ascii=False).encode()
+        fields = from_json(payload, allow_inf_nan=False)
+        _check_numbers(fields)
     except (ValueError, RecursionError) as error:
         raise InvalidMessageError("not JSON that we take") from error
     if not isinstance(fields, dict):
@@ -145,22 +224,23 @@ def _object(payload: bytes) -> dict[str, Any]:
     return fields
 
 
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text[:20]} is too large")
-    return value
-
-
-def _bounded(text: str) -> int:
-    value = int(text) if len(text) <= 20 else _MAX_NS + 1
-    if not -_MAX_NS <= value <= _MAX_NS:
-        raise ValueError(f"{text[:20]} is too large")
-    return value
+def _check_numbers(value: Any) -> None:
+    """Refuse numbers that no store takes: whole ones beyond 64 bits, and what overflowed to infinity."""
+    kind = type(value)
+    if kind is int:
+        if not -_MAX_NS <= value <= _MAX_NS:
+            raise ValueError("a number is too large")
+    elif kind is float:
+        if not -_MAX_FLOAT <= value <= _MAX_FLOAT:
+            raise ValueError("a number is too large")
+    elif kind is dict:
+        for one in value.values():
+            if type(one) is not str:
+                _check_numbers(one)
+    elif kind is list:
+        for one in value:
+            if type(one) is not str:
+                _check_numbers(one)
 
 
 def _text(fields: dict[str, Any], key: str) -> str:

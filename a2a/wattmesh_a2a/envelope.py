@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from enum import StrEnum
 
 from wattmesh_a2a.errors import InvalidMessageError
 from wattmesh_a2a.messages import Message
@@ -51,6 +52,26 @@ PRODUCER_AGENT = "producer"
 CONSUMER_AGENT = "consumer"
 
 
+class TaskState(StrEnum):
+    """How far a request has come, in A2A's words; stands on every answer."""
+
+    SUBMITTED = "TASK_STATE_SUBMITTED"
+    """Received and valid, and held (too early still): the first acknowledgement. A final answer follows."""
+    COMPLETED = "TASK_STATE_COMPLETED"
+    """It took effect, once."""
+    FAILED = "TASK_STATE_FAILED"
+    """The receiver failed while it handled it; it is not handled again."""
+    CANCELED = "TASK_STATE_CANCELED"
+    """Revoked before it took effect."""
+    REJECTED = "TASK_STATE_REJECTED"
+    """Refused; it had no effect."""
+
+    @property
+    def final(self) -> bool:
+        """Whether no other answer follows."""
+        return self is not TaskState.SUBMITTED
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Envelope:
     """One message and its attributes, named as in CloudEvents 1.0 where it has them."""
@@ -65,7 +86,7 @@ class Envelope:
     session: str
     """Of the sender; new at each of its starts."""
     sequence: int
-    """Counts the sender's messages within its session."""
+    """Counts, from 1 within a session: a source's events, or its messages to one destination. A gap means loss."""
     expires_ns: int
     """UTC from which on the message must not have an effect any more."""
     data: Message
@@ -75,5 +96,9 @@ class Envelope:
     """Id of the message this one answers."""
     traceparent: str | None = None
     """W3C trace context."""
+    destination: Address | None = None
+    """Whom a request or an answer is for, so that it cannot be turned to another; none for events."""
+    state: TaskState | None = None
+    """On answers: how far the request has come."""
     signed: bool = False
     """Set by the receiver when a valid signature of ``source`` was found; never on the wire."""

@@ -298,6 +298,41 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Revoke:
+    """Take back an earlier request of the same source. Answered ``Acknowledged`` when it will have no effect any more."""
+
+    request_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatsQuery:
+    """Asks an agent for its messaging's figures since its start."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatsRow:
+    """One figure: what happened, to which type of message, with which peer."""
+
+    event: str
+    """A word of :class:`wattmesh_a2a.fates.Fate`, or ``sent``, ``retried``, ``answered`` and other words of a sender."""
+    type: str
+    peer: str
+    count: int
+    p50_ms: float | None = None
+    """Latency where it has one, from a histogram with steps of a quarter of an octave."""
+    p99_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatsReport:
+    """Answer to :class:`StatsQuery`: the busiest rows first."""
+
+    session: str
+    rows: tuple[StatsRow, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayStatus:
     """Health of a gateway; an event every few seconds, for the console. Nothing depends on it."""
 
@@ -347,6 +382,9 @@ Message = (
     | Decision
     | Acknowledged
     | Refused
+    | Revoke
+    | StatsQuery
+    | StatsReport
     | GatewayStatus
 )
 
@@ -377,6 +415,9 @@ MESSAGE_TYPES: dict[str, type[Message]] = {
     "wattmesh.decision.v1": Decision,
     "wattmesh.acknowledged.v1": Acknowledged,
     "wattmesh.refused.v1": Refused,
+    "wattmesh.revoke.v1": Revoke,
+    "wattmesh.stats.query.v1": StatsQuery,
+    "wattmesh.stats.report.v1": StatsReport,
     "wattmesh.gateway.status.v1": GatewayStatus,
 }
 
@@ -395,6 +436,10 @@ SIGNED_TYPES: frozenset[type[Message]] = frozenset(
         DemandResponseDispatch,
         DemandResponseOffer,
         TelemetryAck,
+        Revoke,
     }
 )
 """What moves power or money, or makes a gateway forget what it measured: refused without a valid signature."""
+
+SIGNED_NAMES: frozenset[str] = frozenset(TYPE_NAMES[kind] for kind in SIGNED_TYPES)
+"""The same by their names on the wire: the signature is looked at before the data."""

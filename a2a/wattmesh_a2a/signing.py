@@ -1,7 +1,8 @@
 """Signatures of what moves power or money: detached JWS (RFC 7515, HS256) over the canonical envelope.
 
-A site and the cloud share one key a site (a file, readable by its owner alone). A gateway holds only its own key, so it can
-neither speak for another site nor read what another site is told to do. Asymmetric keys come behind the same contract.
+:class:`KeyRing` is for the demo and for sites without a PKI: a site and the cloud share one key a site (a file, readable by its
+owner alone). A gateway holds only its own key, so it cannot speak for another site. With a PKI the same contract is kept by
+:class:`wattmesh_a2a.certificates.CertificateKeys` (ES256 with the device's certificate), where nobody shares a secret.
 """
 
 from __future__ import annotations
@@ -15,22 +16,29 @@ import stat
 from pathlib import Path
 from typing import Protocol
 
-from wattmesh_a2a.envelope import CLOUD_UNIT
+from wattmesh_a2a.envelope import CLOUD_UNIT, Address
 from wattmesh_a2a.errors import ConfigurationError
 
 _HEADER_B64 = base64.urlsafe_b64encode(json.dumps({"alg": "HS256"}).encode()).rstrip(b"=")
 
 
 class Signer(Protocol):
-    """Signs for, and verifies messages between, a site and the cloud."""
+    """Signs what we send, and says whether what came in is signed by whom it says it is from."""
 
-    def sign(self, site: str, content: bytes) -> str | None:
-        """The signature with the key that ``site`` shares with the cloud; none when there is no such key here."""
+    def sign(self, source: Address, destination: Address, content: bytes) -> str | None:
+        """The signature of ``source`` for ``destination``; none when there is no key for it here."""
         ...
 
-    def verify(self, site: str, content: bytes, signature: str) -> bool:
-        """Whether ``signature`` is that of the holder of ``site``'s key."""
+    def verify(self, source: Address, destination: Address, content: bytes, signature: str) -> bool:
+        """Whether ``signature`` is that of ``source``, who may speak to ``destination``."""
         ...
+
+
+def may_speak(source: Address, destination: Address) -> bool:
+    """Who may bind whom: the cloud all sites of its organisation, a site the cloud and itself."""
+    return source.org == destination.org and (
+        CLOUD_UNIT in {source.unit, destination.unit} or source.unit == destination.unit
+    )
 
 
 class KeyRing:
@@ -51,15 +59,19 @@ class KeyRing:
             raise ConfigurationError(f"{folder}: no such folder of keys; make it, with one SITE.key a site")
         return cls({path.stem: read_key(path) for path in sorted(folder.glob("*.key"))})
 
-    def sign(self, site: str, content: bytes) -> str | None:
+    def sign(self, source: Address, destination: Address, content: bytes) -> str | None:
         """See :class:`Signer`."""
-        key = self._keys.get(site)
+        key = self._keys.get(site_of(source.unit, destination.unit))
         return None if key is None else _jws(key, content)
 
-    def verify(self, site: str, content: bytes, signature: str) -> bool:
+    def verify(self, source: Address, destination: Address, content: bytes, signature: str) -> bool:
         """See :class:`Signer`; takes the same time wherever the difference is."""
-        key = self._keys.get(site)
-        return key is not None and hmac.compare_digest(_jws(key, content).encode(), signature.encode())
+        key = self._keys.get(site_of(source.unit, destination.unit))
+        return (
+            key is not None
+            and may_speak(source, destination)
+            and hmac.compare_digest(_jws(key, content).encode(), signature.encode())
+        )
 
 
 def site_of(source_unit: str, destination_unit: str) -> str:

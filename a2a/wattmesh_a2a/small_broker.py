@@ -20,7 +20,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field, replace
 
-from wattmesh_a2a.transports.memory import matches
+from wattmesh_a2a.transports.base import matches
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,9 @@ from wattmesh_a2a.errors import InvalidMessageError
 MAX_SLASHES = 7
 MAX_TOPIC_BYTES = 256
 MAX_PAYLOAD_BYTES = 100_000
-"""Under every limit we know of (AWS IoT Core: 128 KB)."""
+"""Of one publish: under every limit we know of (AWS IoT Core: 128 KB). What is larger travels in parts."""
+MAX_MESSAGE_BYTES = 2_000_000
+"""Of a message put together from its parts."""
 
 
 def checked(topic: str) -> str:
@@ -38,6 +40,14 @@ class Topics:
     def request(self, agent: Address) -> str:
         """Where ``agent`` takes requests."""
         return checked(f"{self.prefix}/request/{agent}")
+
+    def pool(self, org: str, unit: str, pool: str) -> str:
+        """Where any one member of a pool takes a request."""
+        return checked(f"{self.prefix}/request/{Address(org, unit, pool).org}/{unit}/pool/{pool}")
+
+    def shared_pool(self, org: str, unit: str, pool: str) -> str:
+        """The filter by which a pool's members share its requests; ``$share/GROUP/`` is no part of the topic."""
+        return f"$share/{pool}/{self.pool(org, unit, pool)}"
 
     def event(self, agent: Address) -> str:
         """Where ``agent`` publishes events."""

@@ -14,13 +14,14 @@ from typing import Any
 import uvicorn
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.codec import message_from_json
+from wattmesh_a2a.deadletters import DeadLetters
 from wattmesh_a2a.dedupe import SqliteDedupe
-from wattmesh_a2a.delivery import Delivery
+from wattmesh_a2a.delivery import PEER_REQUESTS_PER_S, Delivery
 from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, INGEST_AGENT, Address, Envelope
 from wattmesh_a2a.errors import ConfigurationError, InvalidMessageError
 from wattmesh_a2a.grid import GridStatus
 from wattmesh_a2a.messages import GatewayStatus
-from wattmesh_a2a.signing import KeyRing
+from wattmesh_a2a.signing import KeyRing, Signer
 from wattmesh_a2a.transports.mqtt import MqttTransport
 
 from wattmesh_cloud.agents.service import StrategyService
@@ -41,6 +42,19 @@ log = logging.getLogger(__name__)
 
 _REPORT_NS = 3600 * NS_PER_S
 _DAY_NS = 86_400 * NS_PER_S
+
+
+def _keys(config: CloudConfig) -> Signer:
+    """Keys shared with the sites, or the cloud's own with its certificate."""
+    if config.keys is not None:
+        return KeyRing.of_folder(config.keys)
+    from wattmesh_a2a.certificates import CertificateKeys
+
+    model = config.model
+    assert model.certificate is not None
+    assert model.key is not None
+    assert model.ca is not None
+    return CertificateKeys(model.certificate, model.key, model.ca, model.crl)
 
 
 class Cloud:
@@ -65,15 +79,24 @@ class Cloud:
             transport,
             address,
             clock,
-            keys=KeyRing.of_folder(config.keys),
+            keys=_keys(config),
             store=SqliteDedupe(state / "answers.sqlite"),
+            dead=DeadLetters(state / "dead.sqlite"),
+            peer_requests_per_s=PEER_REQUESTS_PER_S,
             serve=[Address(org, CLOUD_UNIT, name) for name in self.forecasting_ids],
         )
         messenger = self.messenger
         self.ingest = Ingest(self.store, messenger, clock, org)
         self.market = MarketService(model.market, self.store, messenger, clock, state, org)
         self.forecasting = ForecastingService(
-            model.forecasting, self.store, messenger, clock, state, org, history=config.history
+            model.forecasting,
+            self.store,
+            messenger,
+            clock,
+            state,
+            org,
+            history=config.history,
+            zone=model.market.tariff.tariff(model.market.time_zone).zone(),
         )
         self.grid = GridService(
             model.grid,

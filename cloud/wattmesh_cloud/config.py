@@ -30,10 +30,12 @@ class CloudModel(StrictModel):
     org: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     state: Path
     broker: str
-    keys: Path
+    keys: Path | None = None
+    """The folder of keys shared with the sites; without it commands are signed with the certificate below."""
     ca: Path | None = None
     certificate: Path | None = None
     key: Path | None = None
+    crl: Path | None = None
     http: HttpModel = HttpModel()
     history: Path | None = None
     market: MarketConfig
@@ -47,7 +49,7 @@ class CloudConfig:
 
     model: CloudModel
     state: Path
-    keys: Path
+    keys: Path | None
     history: Path | None
 
 
@@ -58,6 +60,8 @@ def load_cloud(path: Path) -> CloudConfig:
         parse_broker_url(model.broker)
     except ConfigurationError as error:
         raise ConfigurationError(f"{place(path, 'broker')}: {error}") from error
+    if model.keys is None and None in {model.ca, model.certificate, model.key}:
+        raise ConfigurationError(f"{path}: give keys, or ca, certificate and key (wattmesh pki), to sign with")
     if not is_loopback(model.http.host):
         raise ConfigurationError(
             f"{place(path, 'http', 'host')}: {model.http.host} can be reached by others, and there is no login yet; use 127.0.0.1 "
@@ -71,8 +75,13 @@ def load_cloud(path: Path) -> CloudConfig:
     history = (base / model.history).resolve() if model.history is not None else None
     if history is not None and not history.is_dir():
         raise ConfigurationError(f"{place(path, 'history')}: {history} is no folder")
-    files = {name: base / path for name in ("ca", "certificate", "key") if (path := getattr(model, name)) is not None}
+    files = {
+        name: base / path for name in ("ca", "certificate", "key", "crl") if (path := getattr(model, name)) is not None
+    }
     model = model.model_copy(update=files)
     return CloudConfig(
-        model=model, state=(base / model.state).resolve(), keys=(base / model.keys).resolve(), history=history
+        model=model,
+        state=(base / model.state).resolve(),
+        keys=None if model.keys is None else (base / model.keys).resolve(),
+        history=history,
     )

@@ -34,12 +34,12 @@ def device(argv: list[str]) -> int:
     write.add_argument("value", type=float, help="in its unit; a battery's power is positive when it charges")
     write.add_argument("--rated-power-w", type=float, required=True, help="nothing is written without a limit")
     watch = actions.add_parser("watch", help="every point again and again")
-    watch.add_argument("--every", type=float, default=1.0, metavar="SECONDS")
+    watch.add_argument("--every", type=_seconds, default=1.0, metavar="SECONDS")
     watch.add_argument("--times", type=int, default=0, help="end after so many; 0 goes on until Ctrl-C")
     record = actions.add_parser("record", help="the wire into a file that can be served and tested")
     record.add_argument("file", type=Path)
     record.add_argument("--polls", type=int, default=3)
-    record.add_argument("--every", type=float, default=1.0, metavar="SECONDS")
+    record.add_argument("--every", type=_seconds, default=1.0, metavar="SECONDS")
     record.add_argument("--grade", choices=("hardware", "peer", "simulated"), default="hardware")
     record.add_argument("--device", default="", help="product and firmware, in words")
     proxy = actions.add_parser("proxy", help="let others read a device that serves one client")
@@ -58,6 +58,14 @@ def device(argv: list[str]) -> int:
     with contextlib.suppress(KeyboardInterrupt):
         return asyncio.run(_ACTIONS[arguments.action](arguments))
     return 130
+
+
+def _seconds(text: str) -> float:
+    """A time span on the command line."""
+    seconds = float(text)
+    if not 0.01 <= seconds <= 86_400:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0.01 and 86400 seconds")
+    return seconds
 
 
 def _add_connection(parser: argparse.ArgumentParser) -> None:
@@ -144,6 +152,9 @@ async def _write(arguments: argparse.Namespace) -> int:
     async with _connected(arguments) as (driver, _):
         outcome = await driver.control(arguments.control, arguments.value)
     print(outcome)
+    control = driver.template.controls.get(arguments.control)
+    if isinstance(outcome, Applied | Clamped) and control is not None and control.watchdog is None:
+        print("it has no dead-man: this stands until something else is written")
     return 0 if isinstance(outcome, Applied | Clamped) else 1
 
 
@@ -163,33 +174,38 @@ async def _watch(arguments: argparse.Namespace) -> int:
 
 
 async def _record(arguments: argparse.Namespace) -> int:
-    from wattmesh_drivers.recording import Recorder
+    from wattmesh_drivers.recording import LineRecorder, NodeRecorder, Recorder
 
-    template = load_template(arguments.template)
-    connection = _connection(arguments)
+    template, connection = load_template(arguments.template), _connection(arguments)
+    lines, clock = LinePool(), SystemClock()
+    driver = create_driver("device", template, connection, clock, lines=lines)
+    words = arguments.device or ", ".join(template.products)
+    recorder: Recorder
     if template.protocol == "opcua":
-        raise ConfigurationError(f"{template.id} speaks OPC UA; only Modbus devices can be recorded")
-    lines = LinePool()
-    driver = create_driver("device", template, connection, SystemClock(), lines=lines)
-    line = lines.of(connection.endpoint(template))
-    assert line is not None, "its driver has taken it"
-    unit = template.connection.unit if connection.unit is None else connection.unit
-    recorder = Recorder(
-        arguments.file, line, SystemClock(), template=template.id, unit=unit, grade=arguments.grade,
-        device=arguments.device or ", ".join(template.products),
-    )  # fmt: skip
+        from wattmesh_drivers.opcua.driver import OpcUaDriver
+
+        assert isinstance(driver, OpcUaDriver)
+        recorder = NodeRecorder(arguments.file, driver, clock, grade=arguments.grade, device=words)
+    else:
+        line = lines.of(connection.endpoint(template))
+        assert line is not None, "its driver has taken it"
+        unit = template.connection.unit if connection.unit is None else connection.unit
+        recorder = LineRecorder(
+            arguments.file, line, clock, template=template.id, unit=unit, grade=arguments.grade, device=words
+        )
     try:
         await driver.connect()
         for poll in range(max(1, arguments.polls)):
             if poll:
                 await asyncio.sleep(arguments.every)
             if not await driver.poll():
-                raise UnavailableError(f"{line.endpoint.name}: no answer; nothing was recorded")
+                raise UnavailableError(f"{template.id}: no answer; nothing was recorded")
+            recorder.polled()
         expected = {name: value for name, (value, _) in as_mapping(driver).items()}
     finally:
         await driver.close()
     count = recorder.finish(expected)
-    print(f"{arguments.file}: {count} requests, {len(expected)} expected values")
+    print(f"{arguments.file}: {count} answers, {len(expected)} expected values")
     return 0
 
 
@@ -206,7 +222,7 @@ async def _proxy(arguments: argparse.Namespace) -> int:
     async with _connected(arguments, lines) as (driver, template):
         line = lines.of(_connection(arguments).endpoint(template))
         assert line is not None, "its driver has taken it"
-        proxy = ModbusProxy(line, timeout_s=template.connection.timeout_ms / 1000)
+        proxy = ModbusProxy(line)
         await proxy.start(host or "127.0.0.1", int(port))
         print(f"{line.endpoint.name} can be read at {host}:{proxy.port}; Ctrl-C ends it", flush=True)
         while not stop.is_set():  # a poll now and then, so that a lost connection comes back
@@ -223,14 +239,18 @@ _ACTIONS = {"read": _read, "write": _write, "watch": _watch, "record": _record, 
 def discover(argv: list[str]) -> int:
     """``wattmesh discover TARGET``: what is there, and a site file for it."""
     parser = argparse.ArgumentParser(
-        prog="wattmesh discover", description="Finds SunSpec and known Modbus devices. It only reads."
+        prog="wattmesh discover", description="Finds SunSpec and known Modbus and OPC UA devices. It only reads."
     )
-    parser.add_argument("target", nargs="+", help="an address, host:port, a network (192.168.1.0/24), a serial port")
+    parser.add_argument(
+        "target",
+        nargs="+",
+        help="an address, host:port, a network (192.168.1.0/24), a serial port, opc.tcp://host:port",
+    )
     parser.add_argument("--ports", default="502", help="TCP ports, like 502,1502")
     parser.add_argument("--units", help="unit identifiers, like 1,3,100-110; the usual ones of all templates")
     parser.add_argument("--baud", type=int, default=9600)
     parser.add_argument("--parity", choices=("N", "E", "O"), default="N")
-    parser.add_argument("--timeout", type=float, default=1.0, metavar="SECONDS")
+    parser.add_argument("--timeout", type=_seconds, default=1.0, metavar="SECONDS")
     parser.add_argument("--write", type=Path, metavar="SITE.yaml", help="a site file with what was found")
     parser.add_argument("--site", default="site-1", help="its name")
     arguments = parser.parse_args(argv)
@@ -245,6 +265,8 @@ def _numbers(text: str, what: str, highest: int) -> list[int]:
     try:
         for part in text.split(","):
             first, _, last = part.partition("-")
+            if int(last or first) > highest:
+                raise ConfigurationError(f"{what} {text!r}: numbers are from 0 to {highest}")
             found += range(int(first), int(last or first) + 1)
     except ValueError as error:
         raise ConfigurationError(f"{what} {text!r}: it takes numbers and ranges, like 1,3,100-110") from error
@@ -254,16 +276,24 @@ def _numbers(text: str, what: str, highest: int) -> list[int]:
 
 
 async def _discover(arguments: argparse.Namespace) -> int:
-    from wattmesh_drivers.discover import Found, scan, targets, write_site
+    from wattmesh_drivers.discover import Found, opcua_at, scan, targets, write_site
 
     ports = _numbers(arguments.ports, "--ports", 65535)
     units = _numbers(arguments.units, "--units", 247) if arguments.units else None
+    urls = [target for target in arguments.target if target.startswith("opc.tcp://")]
     endpoints = [
-        endpoint for target in arguments.target for endpoint in targets(target, ports, arguments.baud, arguments.parity)
+        endpoint
+        for target in arguments.target
+        if target not in urls
+        for endpoint in targets(target, ports, arguments.baud, arguments.parity)
     ]
     if units is None and any(endpoint.serial for endpoint in endpoints):
         units = list(range(1, 11))
     found: list[Found] = []
+    for url in urls:
+        for one in await opcua_at(url, SystemClock(), timeout_s=arguments.timeout):
+            found.append(one)
+            print(f"{url}: {one.kind} {one.template} ({one.product}; {one.evidence})")
     async for one in scan(endpoints, units, SystemClock(), timeout_s=arguments.timeout):
         found.append(one)
         print(
@@ -272,7 +302,8 @@ async def _discover(arguments: argparse.Namespace) -> int:
         if one.others:
             print(f"    it may also be: {', '.join(one.others)}")
     if not found:
-        print(f"nothing known at {len(endpoints)} endpoint{'s' if len(endpoints) != 1 else ''}")
+        count = len(endpoints) + len(urls)
+        print(f"nothing known at {count} endpoint{'s' if count != 1 else ''}")
         return 1
     if arguments.write is not None:
         found.sort(key=lambda one: (one.endpoint.name, one.unit))

@@ -28,6 +28,8 @@ class BlockDecoder:
         highs: Type ``i``; register offset of the high word of a value of two words, where it is not beside the low one,
             which is then at the offset; -1 elsewhere.
         biases: Type ``d``; added after scaling.
+        leasts: Type ``d``; a smaller value is bad.
+        mosts: Type ``d``; a larger value is bad.
 
     Raises:
         ValueError: The arrays differ in length, a type is unknown, a target negative or a high word of no use.
@@ -44,6 +46,8 @@ class BlockDecoder:
         targets: array[int],
         highs: array[int] | None = None,
         biases: array[float] | None = None,
+        leasts: array[float] | None = None,
+        mosts: array[float] | None = None,
     ) -> None: ...
     def decode(self, registers: array[int], values: array[float], qualities: bytearray) -> int:
         """Decode one block into ``values`` and ``qualities``.

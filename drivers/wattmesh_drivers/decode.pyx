@@ -1,6 +1,6 @@
 """Registers into scaled doubles, in prepared arrays, without a Python object a point on the way."""
 
-from libc.math cimport NAN, isfinite
+from libc.math cimport INFINITY, NAN, isfinite
 from libc.stdint cimport int16_t, int32_t, int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
@@ -49,6 +49,8 @@ cdef struct Row:
     unsigned char has_sentinel
     double factor
     double bias
+    double least
+    double most
     int64_t sentinel
 
 
@@ -62,13 +64,16 @@ cdef class BlockDecoder:
     def __cinit__(self, const int[::1] offsets, const int[::1] types, const unsigned char[::1] little,
                   const double[::1] factors, const int64_t[::1] sentinels,
                   const unsigned char[::1] has_sentinel, const int[::1] targets,
-                  const int[::1] highs=None, const double[::1] biases=None):
+                  const int[::1] highs=None, const double[::1] biases=None,
+                  const double[::1] leasts=None, const double[::1] mosts=None):
         cdef Py_ssize_t count = offsets.shape[0]
         cdef Py_ssize_t i
         if (types.shape[0] != count or little.shape[0] != count or factors.shape[0] != count
                 or sentinels.shape[0] != count or has_sentinel.shape[0] != count or targets.shape[0] != count):
             raise ValueError("the arrays differ in length")
         if (highs is not None and highs.shape[0] != count) or (biases is not None and biases.shape[0] != count):
+            raise ValueError("the arrays differ in length")
+        if (leasts is not None and leasts.shape[0] != count) or (mosts is not None and mosts.shape[0] != count):
             raise ValueError("the arrays differ in length")
         self.rows = <Row*>calloc(count or 1, sizeof(Row))
         if self.rows == NULL:
@@ -82,6 +87,7 @@ cdef class BlockDecoder:
             self.rows[i] = Row(offset=offsets[i], target=targets[i], kind=types[i], words=WORDS[types[i]],
                                little=little[i] != 0, has_sentinel=has_sentinel[i] != 0,
                                factor=factors[i], bias=0.0 if biases is None else biases[i], sentinel=sentinels[i],
+                               least=-INFINITY if leasts is None else leasts[i], most=INFINITY if mosts is None else mosts[i],
                                before=0, reach=WORDS[types[i]],
                                high=0 if little[i] == 0 else 1, low=1 if little[i] == 0 else 0)
             if highs is not None and highs[i] >= 0:  # the low word is at the offset, the high one elsewhere
@@ -146,7 +152,7 @@ cdef int _decode(const Row* rows, Py_ssize_t count, const uint16_t* registers, P
             else:
                 value = <double>raw if row.kind == 4 else <double>number
         value = value * row.factor + row.bias
-        if not isfinite(value) or (row.has_sentinel and number == row.sentinel):
+        if not row.least <= value <= row.most or not isfinite(value) or (row.has_sentinel and number == row.sentinel):
             values[row.target] = NAN
             qualities[row.target] = 2
         else:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -63,6 +64,8 @@ class Found:
     evidence: str
     """Why it is taken for that, for people."""
     score: float
+    url: str | None = None
+    """Of an OPC UA server."""
     rated_power_w: float | None = None
     rated_energy_wh: float | None = None
     product: str = ""
@@ -135,6 +138,43 @@ async def scan(
         await asyncio.gather(*running, return_exceptions=True)
 
 
+async def opcua_at(url: str, clock: Clock, *, timeout_s: float) -> list[Found]:
+    """Devices of an OPC UA server, by the namespaces of the templates; nobody logs in, and nothing is secured.
+
+    Raises:
+        ConfigurationError: The URL cannot be read, the server wants security or a login, or the extra is not installed.
+        UnavailableError: Nobody answers.
+    """
+    try:
+        from wattmesh_drivers.opcua.driver import OpcUaDriver
+    except ImportError as error:
+        raise ConfigurationError(f"{url}: needs: pip install 'wattmesh[opcua]'") from error
+    found: list[Found] = []
+    for name in template_ids():
+        template = load_template(name)
+        if template.protocol != "opcua":
+            continue
+        driver = OpcUaDriver("probe", template, url, clock, timeout_s=timeout_s)
+        driver.quiet = True
+        try:
+            await driver.connect()
+        except ConfigurationError as error:
+            if "namespace" in str(error) or "none of the" in str(error):
+                continue
+            raise
+        finally:
+            await driver.close()
+        told = driver.audit
+        evidence = f"namespace {template.namespace}, {told.delivered} of {told.points} nodes"
+        found.append(
+            Found(
+                template=name, kind=template.kind, endpoint=Endpoint(host=url), unit=0, url=url, evidence=evidence,
+                score=5.0 * told.delivered / told.points, product=template.manufacturer,
+            )
+        )  # fmt: skip
+    return sorted(found, key=lambda one: one.score, reverse=True)
+
+
 async def _at_endpoint(
     endpoint: Endpoint, units: Sequence[int], plain: Sequence[Template], clock: Clock, timeout_s: float
 ) -> list[Found]:
@@ -193,26 +233,37 @@ async def _sunspec(link: ModbusLink) -> list[Found]:
     except ConfigurationError:
         return []
     product = await sunspec.product_of(link, models)
+    make = await sunspec.make_of(link, models)
     fitting: list[tuple[int, Template]] = []
     for name in template_ids():
         template = load_template(name)
         needed = {point.model for point in (*template.points, *template.settings) if point.model is not None}
-        if template.protocol == "sunspec" and needed <= set(models):
+        made = not template.makes or sunspec.is_make(make, template.makes)
+        if template.protocol == "sunspec" and needed <= set(models) and made:
             fitting.append((len(needed), template))
-    fitting.sort(key=lambda one: one[0], reverse=True)
+    fitting.sort(key=lambda one: (bool(one[1].makes), one[0]), reverse=True)  # a maker's own before the family
     evidence = f"SunSpec models {', '.join(map(str, sorted(models)))}"
     if not fitting:
         return []
     best = fitting[0][1]
     return [
         Found(
-            rated_power_w=await sunspec.rating_of(link, models, "WMaxRtg", 702)
-            or await sunspec.rating_of(link, models, "WRtg", 120),
+            rated_power_w=await _rating(link, models, best.kind),
             rated_energy_wh=await sunspec.rating_of(link, models, "WHRtg", 713, 802),
             template=best.id, kind=best.kind, endpoint=link.line.endpoint, unit=link.unit, evidence=evidence,
             score=10.0, product=product, others=tuple(template.id for _, template in fitting[1:]),
         )
     ]  # fmt: skip
+
+
+async def _rating(link: ModbusLink, models: Mapping[int, sunspec.ModelAt], kind: AssetKind) -> float | None:
+    """Power rating in watts, as the device tells it; of a battery the smaller of its two directions."""
+    if kind is AssetKind.BATTERY:
+        ways = [await sunspec.rating_of(link, models, f"{way}RteMaxRtg", 702) for way in ("WCha", "WDisCha")]
+        known = [way for way in ways if way]
+        if known:
+            return min(known)
+    return await sunspec.rating_of(link, models, "WMaxRtg", 702) or await sunspec.rating_of(link, models, "WRtg", 120)
 
 
 async def _plain(link: ModbusLink, templates: Sequence[Template], clock: Clock) -> list[Found]:
@@ -281,6 +332,11 @@ async def _score(link: ModbusLink, template: Template, clock: Clock) -> tuple[fl
     return score * good / len(values), ", ".join(reasons[:_REASONS])
 
 
+def _quoted(host: str) -> str:
+    """A host as YAML takes it for nothing else: ``on``, ``1.2`` and ``::1`` are other things there."""
+    return host if re.fullmatch(r"\d{1,3}(\.\d{1,3}){3}", host) else json.dumps(host)
+
+
 def site_file(site: str, found: Sequence[Found]) -> str:
     """A site file with the devices found, ready to run; what cannot be found is marked with a comment.
 
@@ -294,7 +350,7 @@ def site_file(site: str, found: Sequence[Found]) -> str:
     lines = [
         "# Found by wattmesh discover; go through what is marked CHECK.",
         "version: 1",
-        f"site: {site}",
+        f"site: {json.dumps(site)}",
         "org: demo                      # CHECK",
         "time_zone: UTC                 # CHECK: IANA name, for the tariff",
         "currency: EUR",
@@ -306,11 +362,13 @@ def site_file(site: str, found: Sequence[Found]) -> str:
         count = names[one.kind] = names.get(one.kind, 0) + 1
         name = str(one.kind) if count == 1 else f"{one.kind}-{count}"
         endpoint = one.endpoint
-        if endpoint.serial is not None:
+        if one.url is not None:
+            where = f"url: {json.dumps(one.url)}"
+        elif endpoint.serial is not None:
             port = endpoint.serial
-            where = f"serial: {port.path}, baud: {port.baud}, parity: {port.parity}, unit: {one.unit}"
+            where = f"serial: {json.dumps(port.path)}, baud: {port.baud}, parity: {port.parity}, unit: {one.unit}"
         else:
-            where = f"host: {endpoint.host}, port: {endpoint.port}, unit: {one.unit}"
+            where = f"host: {_quoted(endpoint.host)}, port: {endpoint.port}, unit: {one.unit}"
         template = load_template(one.template)
         more = ""
         if one is meters[0]:
@@ -322,9 +380,12 @@ def site_file(site: str, found: Sequence[Found]) -> str:
         note = f"   # {one.product}; {one.evidence}" if one.product else f"   # {one.evidence}"
         if template.controls:
             told = one.rated_power_w and (one.kind is not AssetKind.BATTERY or one.rated_energy_wh)
-            note += "; ratings as the device tells them" if told else "; CHECK the ratings"
+            note += f"; CHECK the ratings{', which the device told' if told else ''}"
+        if one is meters[0] and len(meters) > 1:
+            note += "; CHECK: is this the one at the grid connection?"
         if one.others:
             note += f"; CHECK: may also be {', '.join(one.others)}"
+        note = "".join(letter for letter in note if letter.isprintable())  # a device's own words are in it
         lines.append(f"  - {{id: {name}, template: {one.template}, connection: {{{where}}}{more}}}{note}")
     lines += [
         "messaging:",
@@ -341,6 +402,8 @@ def write_site(path: Path, site: str, found: Sequence[Found]) -> None:
     Raises:
         ConfigurationError: The file is there already, or there is no meter.
     """
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", site) or site.startswith("."):
+        raise ConfigurationError(f"--site {site!r}: a site's name has letters, digits, _, . and -")
     content = site_file(site, found)
     key = path.parent / "keys" / f"{site}.key"
     try:

@@ -20,13 +20,18 @@ from wattmesh_a2a.control import Applied, Failed, Outcome, Rejected
 from wattmesh_a2a.devices import Access, Asset, Point, Quality
 from wattmesh_a2a.errors import ConfigurationError, UnavailableError
 
-from wattmesh_drivers.kinds import quantity_and_unit
-from wattmesh_drivers.template import ControlModel, PointModel, Template, readbacks
+from wattmesh_drivers.kinds import plausible, quantity_and_unit
+from wattmesh_drivers.template import ControlModel, PointModel, SignedValue, StepModel, Template, readbacks
 
 log = logging.getLogger(__name__)
 
 _BACKOFF_FIRST_S, _BACKOFF_LAST_S = 0.5, 10.0
-_ATTEMPT_SHOWN_S = 0.05
+_SLACK = 0.02
+"""Of a point's range: so far beyond it a value is still taken."""
+_TIMES_RATED = 5.0
+"""A power of more than so many times the rating is none; the rating may be the battery's and the power the inverter's."""
+_BUSY_PAUSE_S = 0.1
+_FIRST_ATTEMPT_SHOWN_S, _ATTEMPT_SHOWN_S = 0.4, 0.15
 """An attempt to reach a device that takes longer goes on behind the back of the poll that began it."""
 _FRESH_SHARE = 0.5
 """A watchdog is fed again after this share of its time."""
@@ -176,8 +181,17 @@ class BaseDriver(ABC):
         """Control → when all its steps were written last."""
         self._paced_ns: dict[str, int] = {}
         """Control → when anything of it was written last."""
+        self._flash_began_ns = clock.monotonic_ns()
+        self._standing: dict[str, float] = {}
+        """Control → the value that was carried out last."""
         self._flash_writes = flash_writes if flash_writes is not None else {}
         self._said = False
+        self._lately_lost = False
+        self._attempts = 0
+        """To reach the device since it was lost."""
+        self._controlling = asyncio.Lock()
+        self._broken_off: set[str] = set()
+        """Controls of which some steps were sent and some were not: no pace and no budget keeps them from being made whole."""
         self.quiet = False
         """Say nothing to the log: somebody only looks whether this is the device."""
         names = {model.id: index for index, model in enumerate(template.points)}
@@ -188,7 +202,7 @@ class BaseDriver(ABC):
         ]
         frozen = template.frozen
         self._living = [names[name] for name in frozen.points] if frozen else []
-        self._lived: list[float] = []
+        self._lived: dict[int, float] = {}
         self._lived_ns = 0
         self._stood_polls = 0
 
@@ -196,6 +210,20 @@ class BaseDriver(ABC):
     def log_level(self) -> int:
         """Of what the device does that people should know."""
         return logging.DEBUG if self.quiet else logging.WARNING
+
+    def believed(self, point: PointModel) -> tuple[float, float]:
+        """Least and largest value of a point that is no sentinel and no garbage; any other is bad."""
+        low, high = plausible(point.id)
+        rated = self.asset.rated_power_w
+        if point.id == "active_power_w" and rated is not None:
+            low, high = -_TIMES_RATED * rated, _TIMES_RATED * rated
+        if point.minimum is not None and point.maximum is not None:  # 100.4 % is a full battery; 655.35 % is none
+            slack = _SLACK * (point.maximum - point.minimum)
+            return point.minimum - slack, point.maximum + slack
+        return (
+            point.minimum if point.minimum is not None else low,
+            point.maximum if point.maximum is not None else high,
+        )
 
     # -- what a protocol does
 
@@ -237,27 +265,30 @@ class BaseDriver(ABC):
         """See :class:`Driver`."""
         try:
             await self._open()
-        except (UnavailableError, ConfigurationError):
+        except BaseException:  # also when nobody waits for it any more: a device that serves one client is let go
             await self._shut()
             raise
         self.state = DriverState.READY
-        self._backoff_s = _BACKOFF_FIRST_S
-        self._retry_at = -math.inf
         self._holding.clear()  # the device may have been restarted: what it holds is not known
         self._fed_ns.clear()
 
     async def poll(self) -> bool:
         """See :class:`Driver`."""
         try:
-            if self.state is not DriverState.READY and not await self._reached():
-                return False
-            await self._read()
+            if self.state is not DriverState.READY or self._lately_lost:
+                if not await self._reached():
+                    return False
+            else:
+                await self._read_patiently()
         except BusyError as error:
             self._bad(error)
             return False
         except (UnavailableError, ConfigurationError) as error:
             await self._lost(error)
             return False
+        self._lately_lost = False
+        self._backoff_s = _BACKOFF_FIRST_S
+        self._retry_at = -math.inf
         for target, terms in self._sums:
             self._add_up(target, terms)
         if self._living and self._stands_still():
@@ -268,6 +299,21 @@ class BaseDriver(ABC):
             log.log(self.log_level, "%s answers again", self.asset.id)
         return True
 
+    async def _read_patiently(self) -> None:
+        """Read; a device that asks for time is asked once more, as some do so now and then."""
+        try:
+            await self._read()
+        except BusyError:
+            self.counters["busy"] += 1
+            await asyncio.sleep(_BUSY_PAUSE_S)
+            await self._read()
+
+    async def _reach(self) -> None:
+        """Connect and read: a device that answers a knock and nothing else is not there."""
+        if self.state is not DriverState.READY:
+            await self.connect()
+        await self._read_patiently()
+
     async def _reached(self) -> bool:
         """Try to reach the device, off to the side: a dead one never holds up those who poll with it."""
         if self._attempt is not None and self._attempt.done():
@@ -277,13 +323,15 @@ class BaseDriver(ABC):
             except (UnavailableError, ConfigurationError) as error:
                 await self._lost(error)  # it failed since the last poll: try anew in this one
             else:
+                await self._read_patiently()  # what it read is of then
                 return True
-        if self._attempt is None:
-            if self._monotonic() < self._retry_at:
-                return False
-            self._attempt = asyncio.get_running_loop().create_task(self.connect(), name=f"reach {self.asset.id}")
-        attempt = self._attempt
-        await asyncio.wait({attempt}, timeout=_ATTEMPT_SHOWN_S)
+        if self._attempt is not None or self._monotonic() < self._retry_at:
+            return False
+        attempt = self._attempt = asyncio.get_running_loop().create_task(self._reach(), name=f"reach {self.asset.id}")
+        # The first one is worth a moment, as most losses are of one answer; those after it go on behind everybody's back.
+        shown_s = _ATTEMPT_SHOWN_S if self._attempts else _FIRST_ATTEMPT_SHOWN_S
+        await asyncio.wait({attempt}, timeout=0.0 if self._pause_at_most_s() else shown_s)
+        self._attempts += 1
         if not attempt.done():
             return False
         self._attempt = None
@@ -291,6 +339,9 @@ class BaseDriver(ABC):
         return True
 
     async def _lost(self, error: Exception) -> None:
+        if not self._lately_lost:
+            self._attempts = 0
+        self._lately_lost = True
         self._bad(error)
         await self._shut()
         self.state = DriverState.BACKING_OFF
@@ -324,8 +375,9 @@ class BaseDriver(ABC):
         """Whether the device repeats itself: answers that come, of a measurement that has stopped."""
         assert self.template.frozen is not None
         now_ns = self._clock.monotonic_ns()
-        lived = [self.values[index] for index in self._living]
-        if lived != self._lived or not self._lived_ns:  # a bad value is NaN and no other's equal
+        lived = {index: self.values[index] for index in self._living if self.qualities[index] != Quality.BAD}
+        known = lived.keys() & self._lived.keys()  # a point that the device does not have tells nothing
+        if not known or any(lived[index] != self._lived[index] for index in known):
             self._lived, self._lived_ns, self._stood_polls = lived, now_ns, 0
             return False
         self._stood_polls += 1
@@ -348,6 +400,11 @@ class BaseDriver(ABC):
             return Rejected(reason=f"{name} of {self.asset.id} has no limit: give the asset its rated_power_w")
         if not math.isfinite(value) or not minimum <= value <= maximum:
             return Rejected(reason=f"{name} = {value} is outside {minimum:g}..{maximum:g}")
+        async with self._controlling:  # the steps of two controls never mix
+            return await self._control_within(name, model, value, urgent=urgent)
+
+    async def _control_within(self, name: str, model: ControlModel, value: float, *, urgent: bool) -> Outcome:
+        """Carry out a value that is inside the control's limits."""
         if self.state is not DriverState.READY:
             return Failed(reason=f"{self.asset.id} is not connected", retryable=True)
         writes = self._due(name, model, value)
@@ -358,8 +415,10 @@ class BaseDriver(ABC):
                 return Rejected(reason=f"{name} = {value:g} needs {setting.id} = {number:g}, outside {low:g}..{high:g}")
         if not writes:
             return Applied(value=value)
-        if not urgent and (refused := self._too_often(name, model)) is not None:
-            return refused
+        if not urgent and name not in self._broken_off and value != self.template.safe_state.get(name):
+            refused = self._too_often(name, model, value)
+            if refused is not None:
+                return refused
         try:
             return await self._carry_out(name, model, value, writes)
         except BusyError as error:
@@ -380,11 +439,31 @@ class BaseDriver(ABC):
         for step in model.steps:
             number = step.of(value)
             if feed or self._holding.get(step.setting, (math.nan, 0))[0] != number:
-                due.append((self.template.setting(step.setting), number))
-        return due
+                due.append((step, number))
+        return [(self.template.setting(step.setting), number) for step, number in self._in_safe_order(due)]
 
-    def _too_often(self, name: str, model: ControlModel) -> Rejected | None:
-        """What the template's pace and its budget of flash writes say against a write now."""
+    def _in_safe_order(self, due: list[tuple[StepModel, float]]) -> list[tuple[StepModel, float]]:
+        """Where one register has the magnitude and another the direction: no state in between is stronger than both ends.
+
+        A smaller magnitude goes before the new direction, a larger one after it, and where it is not known what the device
+        holds, 0 goes before both: a write that is lost in the middle then leaves the weaker power.
+        """
+        size = next((one for one in due if one[0].value == "magnitude"), None)
+        turns = [one for one in due if isinstance(one[0].value, SignedValue)]
+        if size is None or not turns:
+            return due
+        held = self._holding.get(size[0].setting, (math.nan, 0))[0]
+        rest = [one for one in due if one is not size and one not in turns]
+        if size[1] <= held:
+            return [size, *rest, *turns]
+        return [*([(size[0], 0.0)] if math.isnan(held) else []), *rest, *turns, size]
+
+    def _too_often(self, name: str, model: ControlModel, value: float) -> Rejected | None:
+        """What the template's pace and its budget of flash writes say against a write now.
+
+        Nothing holds back the safe state's value. Less power, or a lower limit, than what stands may go over the budget, up
+        to as many writes again: a battery must not go on with a power that somebody wants less of.
+        """
         last_ns = self._paced_ns.get(name)
         if last_ns is not None and model.minimum_interval_ms:
             since_ms = (self._clock.monotonic_ns() - last_ns) / 1e6
@@ -396,8 +475,11 @@ class BaseDriver(ABC):
         if model.storage != "flash" or model.writes_per_day is None:
             return None
         day, used = self._flash_day(name)
-        gone = self._clock.utc_ns() / (86_400 * NS_PER_S) - day
+        gone = min(1.0, max(0.0, self._clock.utc_ns() / (86_400 * NS_PER_S) - day))
         allowed = math.ceil(model.writes_per_day * (_FLASH_AT_ONCE + (1 - _FLASH_AT_ONCE) * gone))
+        standing = self._standing.get(name, self.template.safe_state.get(name, 0.0))
+        if abs(value) < abs(standing) and value * standing >= 0:
+            allowed = 2 * model.writes_per_day
         if used >= allowed:
             return Rejected(
                 reason=f"{name} of {self.asset.id} is kept in flash: of its {model.writes_per_day} writes a day (UTC), "
@@ -406,17 +488,24 @@ class BaseDriver(ABC):
         return None
 
     def _flash_day(self, name: str) -> tuple[int, int]:
-        """Today (UTC, days since 1970) and the writes of it."""
+        """Today (UTC, days since 1970) and the writes of it.
+
+        A clock that has not been set yet, or was set back, opens no new budget: the later day goes on, until a day of
+        running has passed.
+        """
         day = self._clock.utc_ns() // (86_400 * NS_PER_S)
         kept, used = self._flash_writes.get(name, (day, 0))
-        return day, used if kept == day else 0
+        now_ns = self._clock.monotonic_ns()
+        if day > kept or (day < kept and now_ns - self._flash_began_ns >= 86_400 * NS_PER_S):
+            self._flash_began_ns = now_ns
+            return day, 0
+        return max(day, kept), used
 
     async def _carry_out(
         self, name: str, model: ControlModel, value: float, writes: Sequence[tuple[PointModel, float]]
     ) -> Outcome:
         now = self._clock.monotonic_ns()
-        whole = len(writes) == len(model.steps)
-        self._paced_ns[name] = now
+        whole = {setting.id for setting, _ in writes} >= {step.setting for step in model.steps}
         if model.storage == "flash":  # counted before: a write whose answer is lost has worn the flash as well
             day, used = self._flash_day(name)
             self._flash_writes[name] = (day, used + 1)
@@ -427,21 +516,32 @@ class BaseDriver(ABC):
                 self._holding[setting.id] = (number, now)
         except (UnavailableError, ConfigurationError):
             self.forget_written(name)  # some steps are done and some are not
+            self._broken_off.add(name)
             raise
         if whole:
             self._fed_ns[name] = now
+        self._broken_off.discard(name)
+        self._paced_ns[name] = now  # of what was taken: what broke off is made good at once
+        self._standing[name] = value
         self.counters["writes"] += 1
         for setting_id in readbacks(model):
             setting = self.template.setting(setting_id)
             wanted = self._holding[setting_id][0] if setting_id in self._holding else value
             got = await self._read_setting(setting)
-            if not abs(got - wanted) <= max(self._step_of(setting), abs(wanted) * _READBACK_SHARE):
+            if not abs(got - wanted) <= self._tolerance(model, setting, wanted):
                 self.forget_written(name)
                 self.counters["readback_differs"] += 1
                 return Failed(
                     reason=f"{setting_id} was written as {wanted:g} and reads back as {got:g}", retryable=True
                 )
         return Applied(value=value)
+
+    def _tolerance(self, model: ControlModel, setting: PointModel, wanted: float) -> float:
+        """What a setting may read back as and still be what was written: a power may be rounded, a mode may not."""
+        step = self._step_of(setting)
+        if any(isinstance(one.value, str) for one in model.steps if one.setting == setting.id):
+            return max(step, abs(wanted) * _READBACK_SHARE)
+        return step / 2
 
     def _hold_ns(self, model: ControlModel) -> float:
         """For how long an unchanged value needs no writing."""
@@ -461,10 +561,20 @@ class BaseDriver(ABC):
         """The next :meth:`control` writes even an unchanged value: what the device holds is not what we wrote."""
         for step in self.template.controls[name].steps:
             self._holding.pop(step.setting, None)
+        self._fed_ns.pop(name, None)
 
     async def apply_safe_state(self) -> list[Outcome]:
         """See :class:`Driver`."""
-        return [await self.control(name, value, urgent=True) for name, value in self.template.safe_state.items()]
+        outcomes: list[Outcome] = []
+        if self.template.safe_state and self.state is not DriverState.READY:
+            try:
+                await self.connect()
+            except (UnavailableError, ConfigurationError) as error:
+                return [Failed(reason=str(error), retryable=True)]
+        for name, value in self.template.safe_state.items():
+            self.forget_written(name)  # somebody else may have written in between: the reflex, or a person
+            outcomes.append(await self.control(name, value, urgent=True))
+        return outcomes
 
     async def release(self) -> list[Outcome]:
         """See :class:`Driver`."""
@@ -473,14 +583,17 @@ class BaseDriver(ABC):
             if not model.release or self.state is not DriverState.READY:
                 continue
             writes = [(self.template.setting(step.setting), step.of(0.0)) for step in model.release]
+            if model.storage == "flash":
+                day, used = self._flash_day(name)
+                self._flash_writes[name] = (day, used + 1)
             try:
-                for setting, number in writes:
-                    await self._write(setting, number)
+                async with self._controlling:
+                    for setting, number in writes:
+                        await self._write(setting, number)
                 outcomes.append(Applied(value=0.0))
             except (UnavailableError, ConfigurationError) as error:
                 outcomes.append(Failed(reason=str(error), retryable=False))
             self.forget_written(name)
-            self._fed_ns.pop(name, None)
         return outcomes
 
     async def close(self) -> None:

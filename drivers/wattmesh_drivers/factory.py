@@ -65,6 +65,8 @@ class ConnectionModel(StrictModel):
             raise ValueError(f"a device is reached one way; this says {' and '.join(ways)}")
         if self.tls is not None and (self.host is None or self.framing != "tcp"):
             raise ValueError("tls goes with host and the framing tcp (Modbus Security)")
+        if self.serial is not None and self.unit == 0:
+            raise ValueError("unit 0 of a serial line is everybody on it; a device has a unit from 1 to 247")
         if self.proxy_port is not None and self.url is not None:
             raise ValueError("proxy_port goes with Modbus devices")
         if (self.user is None) != (self.password_file is None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -38,6 +39,25 @@ UNITS: Mapping[str, str] = {
     "w": "W", "va": "VA", "var": "var", "v": "V", "a": "A", "hz": "Hz", "wh": "Wh", "percent": "percent", "s": "s",
     "degc": "degC",
 }  # fmt: skip
+
+
+_PLAUSIBLE: tuple[tuple[str, float, float], ...] = (
+    ("_hz", 20.0, 80.0),
+    ("_percent", -200.0, 200.0),
+    ("_degc", -100.0, 300.0),
+    ("_v", -3000.0, 3000.0),
+    ("_a", -20_000.0, 20_000.0),
+    ("_wh", -1e13, 1e13),
+    ("_w", -1e8, 1e8),
+    ("_va", -1e8, 1e8),
+    ("_var", -1e8, 1e8),
+)
+"""What a site's device can measure, by the unit in a point's name: beyond it a value is an untold sentinel, or garbage."""
+
+
+def plausible(point_id: str) -> tuple[float, float]:
+    """Least and largest value that is believed of a point, where its template says nothing narrower."""
+    return next(((low, high) for tail, low, high in _PLAUSIBLE if point_id.endswith(tail)), (-math.inf, math.inf))
 
 
 def quantity_and_unit(point_id: str) -> tuple[str, str]:

@@ -172,6 +172,10 @@ class Template(StrictModel):
     connection: ConnectionNeeds = ConnectionNeeds()
     namespace: str | None = Field(default=None, description="OPC UA namespace URI of the nodes")
     subscription: SubscriptionModel | None = None
+    makes: tuple[str, ...] = Field(
+        default=(),
+        description="SunSpec: manufacturers (model 1) of whom registers beside the map are used; no other is read",
+    )
     identity: tuple[IdentityModel, ...] = ()
     frozen: FrozenModel | None = None
     monitor_only: bool = Field(
@@ -193,6 +197,9 @@ class Template(StrictModel):
                 raise ValueError(f"point {name!r} stands twice")
         for point in (*self.points, *self.settings):
             self._check_place(point)
+        beside = [point.id for point in (*self.points, *self.settings) if point.address is not None]
+        if self.protocol == "sunspec" and beside and not self.makes:
+            raise ValueError(f"{beside[0]!r} is a maker's own register; name the makers in 'makes'")
         if self.protocol == "opcua" and not self.namespace:
             raise ValueError("an OPC UA template needs the namespace's URI")
         settings = {point.id for point in self.settings}

@@ -115,10 +115,12 @@ class MessagingModel(StrictModel):
     """The way to the cloud. Secrets are files."""
 
     broker: str
-    signing_key: Path
+    signing_key: Path | None = None
+    """The key shared with the cloud; without it commands are signed with the certificate below."""
     ca: Path | None = None
     certificate: Path | None = None
     key: Path | None = None
+    crl: Path | None = None
     prefix: str = "a2a/v1"
 
 
@@ -166,7 +168,7 @@ class Site:
     templates: dict[str, Template]
     tariff: Tariff
     state: Path
-    signing_key: Path
+    signing_key: Path | None
     profile: ResponseProfile | None = None
     """How the reflex responds, where it does."""
 
@@ -203,6 +205,12 @@ def load_site(path: Path) -> Site:
             raise ConfigurationError(f"{where}: a battery needs rated_power_w and rated_energy_wh")
         if "production_limit_percent" in template.controls and device.rated_power_w is None:
             raise ConfigurationError(f"{where}: an inverter needs rated_power_w, so that the export limit can be kept")
+        for name, control in template.controls.items():
+            if control.watchdog is not None and model.control.period_s > control.watchdog.seconds / 4:
+                raise ConfigurationError(
+                    f"{place(path, 'control', 'period_s')}: {device.id} falls back {control.watchdog.seconds:g} s after {name} "
+                    f"was fed last; a period of {control.watchdog.seconds / 4:g} s at most feeds it in time"
+                )
         if device.role == "grid" and template.kind is not AssetKind.METER:
             raise ConfigurationError(f"{where}.role: grid is for a meter, and {template.id} is a {template.kind}")
     _check_lines(path, model, templates)
@@ -211,6 +219,14 @@ def load_site(path: Path) -> Site:
         parse_broker_url(model.messaging.broker)
     except ConfigurationError as error:
         raise ConfigurationError(f"{place(path, 'messaging', 'broker')}: {error}") from error
+    if model.messaging.signing_key is None and None in {
+        model.messaging.ca,
+        model.messaging.certificate,
+        model.messaging.key,
+    }:
+        raise ConfigurationError(
+            f"{place(path, 'messaging')}: give signing_key, or ca, certificate and key (wattmesh pki), to sign with"
+        )
     tariff = model.tariff.tariff(model.time_zone)
     try:
         tariff.zone()
@@ -225,7 +241,9 @@ def load_site(path: Path) -> Site:
             update={"frequency": model.frequency.model_copy(update={"source": source.model_copy(update=paths)})}
         )
     files = {
-        name: base / file for name in ("ca", "certificate", "key") if (file := getattr(messaging, name)) is not None
+        name: base / file
+        for name in ("ca", "certificate", "key", "crl")
+        if (file := getattr(messaging, name)) is not None
     }
     devices = tuple(device.model_copy(update={"connection": device.connection.under(base)}) for device in model.devices)
     model = model.model_copy(update={"messaging": messaging.model_copy(update=files), "devices": devices})
@@ -234,7 +252,7 @@ def load_site(path: Path) -> Site:
         templates=templates,
         tariff=tariff,
         state=(base / model.state).resolve(),
-        signing_key=(base / model.messaging.signing_key).resolve(),
+        signing_key=None if messaging.signing_key is None else (base / messaging.signing_key).resolve(),
         profile=profile,
     )
 
@@ -276,6 +294,10 @@ def _check_frequency(path: Path, site: SiteModel, templates: dict[str, Template]
             f"{where}: {target.id} has no register that the reflex may write; leave response out to watch only"
         )
     device = next(one for one in site.devices if one.id == model.response.device)
+    if target.connection.single_client:
+        raise ConfigurationError(
+            f"{where}: {target.id} serves one connection, which the driver has; leave response out to watch only"
+        )
     if not device.connection.plain_tcp:
         raise ConfigurationError(
             f"{where}: the reflex writes over plain Modbus TCP, and {device.id} is reached in another way; leave response out "

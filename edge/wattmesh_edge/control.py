@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 CONTROL = "active_power_w"
 CURTAIL = "production_limit_percent"
 RESPONSE = "frequency-response"
+_POLL_SHARE = 0.8
+"""Of a period: so long a cycle waits for polls at most."""
 _DEAD_BAND_W = 10.0
 """A setpoint that would move less is left as it is."""
 
@@ -92,6 +94,8 @@ class ControlCycle:
         real_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._drivers = drivers
+        self._polls: dict[str, asyncio.Task[bool]] = {}
+        """Polls that are under way; a slow one over several cycles."""
         self._maker = maker
         self._agents = agents
         self._batteries = batteries
@@ -107,6 +111,8 @@ class ControlCycle:
         self._held: dict[str, float] = {}
         self._responding: set[str] = set()
         self._curtailed = False
+        self._limit_percent = 100.0
+        """Of the inverters' production, as it was asked for last."""
         self._failing: set[str] = set()
         self.counts: Counter[str] = Counter()
         self.overrun_max_ns = 0
@@ -117,6 +123,15 @@ class ControlCycle:
 
     async def run(self) -> None:
         """Cycle for ever, on multiples of the period; a cycle that was missed is not made up for."""
+        try:
+            await self._cycles()
+        finally:
+            for task in self._polls.values():
+                task.cancel()
+            await asyncio.gather(*self._polls.values(), return_exceptions=True)
+            self._polls.clear()
+
+    async def _cycles(self) -> None:
         with self._clock.runner():
             while True:
                 now = self._clock.monotonic_ns()
@@ -138,7 +153,7 @@ class ControlCycle:
         self._baseline = {one.asset_id: one.target_w for one in decisions if one.target_w is not None}
         if responses := self._responses(image):
             decisions = arbitrate(image, [*proposals, *responses], self._batteries, self._site)
-        outcomes = await asyncio.gather(*(self._apply(decision, image) for decision in decisions))
+        outcomes = await asyncio.gather(*(self._apply_safely(decision, image) for decision in decisions))
         await self._curtail(image)
         names = {decision.asset_id: outcome for decision, outcome in zip(decisions, outcomes, strict=True)}
         self.counts["cycles"] += 1
@@ -146,15 +161,34 @@ class ControlCycle:
 
     async def _poll(self) -> None:
         """Read every device. One whose driver fails in a way nobody thought of goes stale, and the others go on."""
-        results = await asyncio.gather(*(driver.poll() for driver in self._drivers.values()), return_exceptions=True)
-        for name, result in zip(self._drivers, results, strict=True):
-            if isinstance(result, asyncio.CancelledError):
-                raise result
-            if isinstance(result, BaseException):
-                self.counts["driver_failures"] += 1
-                if name not in self._failing:
-                    self._failing.add(name)
-                    log.error("the driver of %s failed; the site goes on without it", name, exc_info=result)
+        for name, driver in self._drivers.items():
+            if name not in self._polls:
+                self._polls[name] = asyncio.get_running_loop().create_task(driver.poll(), name=f"poll {name}")
+        # A device that is slow within its own time-out does not make everybody else's values old: it goes on by itself, and
+        # its own values age.
+        await asyncio.wait(self._polls.values(), timeout=_POLL_SHARE * self._period_ns / NS_PER_S)
+        for name, task in list(self._polls.items()):
+            if not task.done():
+                self.counts["slow_polls"] += 1
+                continue
+            del self._polls[name]
+            if task.cancelled() or (error := task.exception()) is None:
+                continue
+            self.counts["driver_failures"] += 1
+            if name not in self._failing:
+                self._failing.add(name)
+                log.error("the driver of %s failed; the site goes on without it", name, exc_info=error)
+
+    async def _apply_safely(self, decision: Decision, image: SiteImage) -> str:
+        """One device whose driver fails in a way nobody thought of does not end control of the others."""
+        try:
+            return await self._apply(decision, image)
+        except Exception:
+            self.counts["driver_failures"] += 1
+            if decision.asset_id not in self._failing:
+                self._failing.add(decision.asset_id)
+                log.exception("%s could not be controlled; the site goes on without it", decision.asset_id)
+            return Failed.__name__
 
     def _ask(self, image: SiteImage) -> list[Proposal]:
         """Proposals of all agents; one that fails is left out, said once, and asked again next time."""
@@ -267,18 +301,36 @@ class ControlCycle:
         """Keep the export limit by curtailing PV when the batteries could not, and let go when there is room again."""
         inverters = [driver for driver in self._drivers.values() if CURTAIL in driver.template.controls]
         grid, pv = image.grid_power_w, image.pv_power_w
-        if not inverters or grid is None or pv is None:
-            return
-        over_w = -grid.value - self._site.export_limit_w
-        if over_w <= 0 and not self._curtailed:
-            return
         rated = sum(driver.asset.rated_power_w or 0.0 for driver in inverters)
-        if not rated:
+        if not inverters or not rated:
             return
-        # With room the limit rises by a tenth of the rating a cycle, with excess it falls by the excess at once.
-        percent = min(100.0, max(0.0, 100 * (-pv - over_w) / rated + (10.0 if over_w < -0.05 * rated else 0.0)))
-        self._curtailed = percent < 100.0
+        if grid is None:  # what is not known is not let go: the limit that stands is fed
+            percent = self._limit_percent
+        else:
+            over_w = -grid.value - self._site.export_limit_w
+            # Of a PV that is not known, as one inverter does not answer, the limit that stands is the most it can be.
+            produced_w = -pv if pv is not None else rated * self._limit_percent / 100
+            # With room the limit rises by a tenth of the rating a cycle, with excess it falls by the excess at once.
+            room = 10.0 if over_w < -0.05 * rated else 0.0
+            percent = min(100.0, max(0.0, 100 * (produced_w - over_w) / rated + room))
+            if over_w <= 0:
+                percent = max(percent, min(100.0, self._limit_percent + room))
+        if percent >= 100.0 and not self._curtailed:
+            return
+        percent = round(percent, 1)
+        taken = True
         for driver in inverters:
-            outcome = await driver.control(CURTAIL, round(percent, 1))
+            try:
+                outcome = await driver.control(CURTAIL, percent)
+            except Exception:
+                self.counts["driver_failures"] += 1
+                if driver.asset.id not in self._failing:
+                    self._failing.add(driver.asset.id)
+                    log.exception("%s could not be curtailed; the site goes on without it", driver.asset.id)
+                taken = False
+                continue
+            taken &= isinstance(outcome, Applied | Clamped)
             self.counts["commands_sent"] += 1
             self.counts[f"commands_{type(outcome).__name__.lower()}"] += 1
+        self._limit_percent = percent
+        self._curtailed = percent < 100.0 or not taken  # a limit that an inverter has not let go of is let go again

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Iterator, MutableMapping
+
+log = logging.getLogger(__name__)
 
 FLASH_TABLE = (
     "CREATE TABLE IF NOT EXISTS flash_writes (device TEXT, control TEXT, day INTEGER, writes INTEGER, "
@@ -14,6 +17,8 @@ FLASH_TABLE = (
 class FlashWrites(MutableMapping[str, tuple[int, int]]):
     """Control → day (UTC, days since 1970) and its writes, of one device.
 
+    A disk that fails costs the memory of a restart and nothing else: control goes on.
+
     Args:
         db: The gateway's database, with :data:`FLASH_TABLE`.
         device: Its name at the site.
@@ -22,26 +27,35 @@ class FlashWrites(MutableMapping[str, tuple[int, int]]):
     def __init__(self, db: sqlite3.Connection, device: str) -> None:
         self._db = db
         self._device = device
+        self._said = False
+        rows = db.execute("SELECT control, day, writes FROM flash_writes WHERE device = ?", (device,)).fetchall()
+        self._kept = {str(control): (int(day), int(writes)) for control, day, writes in rows}
 
     def __getitem__(self, control: str) -> tuple[int, int]:
-        row = self._db.execute(
-            "SELECT day, writes FROM flash_writes WHERE device = ? AND control = ?", (self._device, control)
-        ).fetchone()
-        if row is None:
-            raise KeyError(control)
-        return int(row[0]), int(row[1])
+        return self._kept[control]
 
     def __setitem__(self, control: str, value: tuple[int, int]) -> None:
-        with self._db:
-            self._db.execute("REPLACE INTO flash_writes VALUES (?, ?, ?, ?)", (self._device, control, *value))
+        self._kept[control] = value
+        self._write("REPLACE INTO flash_writes VALUES (?, ?, ?, ?)", (self._device, control, *value))
 
     def __delitem__(self, control: str) -> None:
-        with self._db:
-            self._db.execute("DELETE FROM flash_writes WHERE device = ? AND control = ?", (self._device, control))
+        del self._kept[control]
+        self._write("DELETE FROM flash_writes WHERE device = ? AND control = ?", (self._device, control))
 
     def __iter__(self) -> Iterator[str]:
-        rows = self._db.execute("SELECT control FROM flash_writes WHERE device = ?", (self._device,)).fetchall()
-        return iter([str(row[0]) for row in rows])
+        return iter(self._kept)
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return len(self._kept)
+
+    def _write(self, statement: str, values: tuple[object, ...]) -> None:
+        try:
+            with self._db:
+                self._db.execute(statement, values)
+            self._said = False
+        except sqlite3.Error as error:
+            if not self._said:
+                self._said = True
+                log.error(
+                    "the flash writes of %s cannot be kept (%s); they count until the next start", self._device, error
+                )

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.codec import record_line
-from wattmesh_a2a.control import Decision
+from wattmesh_a2a.control import Applied, Decision, Failed
+from wattmesh_a2a.deadletters import DeadLetters
 from wattmesh_a2a.dedupe import SqliteDedupe
-from wattmesh_a2a.delivery import ACKNOWLEDGED, Delivery
+from wattmesh_a2a.delivery import ACKNOWLEDGED, PEER_REQUESTS_PER_S, Delivery
 from wattmesh_a2a.devices import AssetKind, Quality
 from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, MARKET_AGENT, Address, Envelope
 from wattmesh_a2a.errors import ConfigurationError, ExpiredError, UnavailableError, WattmeshError
@@ -35,11 +36,11 @@ from wattmesh_a2a.messages import (
     SiteAnnouncement,
     Strategy,
 )
-from wattmesh_a2a.signing import KeyRing
+from wattmesh_a2a.signing import KeyRing, Signer
 from wattmesh_a2a.tariff import slot_start_ns
 from wattmesh_a2a.topics import Topics
 from wattmesh_a2a.transports.mqtt import MqttTransport
-from wattmesh_drivers.driver import Driver
+from wattmesh_drivers.driver import Driver, DriverState
 from wattmesh_drivers.factory import create_driver
 from wattmesh_drivers.modbus.line import LinePool
 from wattmesh_drivers.modbus.proxy import ModbusProxy
@@ -68,6 +69,10 @@ _ORDER_AHEAD_SLOTS = 2
 _STATUS_NS = 10 * NS_PER_S
 _REPORT_NS = 3600 * NS_PER_S
 _DRAIN_S = 15.0
+_START_WITHIN_S = 15.0
+"""Devices that take longer to connect come later; the others are not kept waiting."""
+_LEAVE_WITHIN_S, _LEAVE_AGAIN_S = 10.0, 0.5
+"""How long a device that does not answer is tried to be left in its safe state."""
 _SOURCE_AGAIN_S = 10.0
 """Real time until a frequency source that was not there is asked for again."""
 _AGENTS: Mapping[str, type[SiteAgent]] = {"producer": ProducerAgent, "consumer": ConsumerAgent}
@@ -93,6 +98,9 @@ class Gateway:
         self._tables()
         self._lines = LinePool()
         self._proxies: list[ModbusProxy] = []
+        self._unsafe = {device.id for device in model.devices if site.templates[device.id].safe_state}
+        """Devices whose safe state has not been written since the start."""
+        self._making_safe = False
         self.drivers: dict[str, Driver] = {
             device.id: create_driver(
                 device.id,
@@ -183,17 +191,31 @@ class Gateway:
             address,
             self._clock,
             topics=Topics(prefix=model.messaging.prefix),
-            keys=KeyRing.of_site(model.site, self.site.signing_key),
+            keys=self._make_keys(),
             store=SqliteDedupe(self.site.state / "answers.sqlite"),
+            dead=DeadLetters(self.site.state / "dead.sqlite"),
+            peer_requests_per_s=PEER_REQUESTS_PER_S,
         )
         self._transport = transport
         messenger.on_request(Commitment, self._on_commitment)
-        messenger.on_request(ForecastIssued, self._on_forecast, idempotent=True)
-        messenger.on_request(Strategy, self._on_strategy, idempotent=True)
+        messenger.on_request(ForecastIssued, self._on_forecast, idempotent=True, latest_only=True)
+        messenger.on_request(Strategy, self._on_strategy, idempotent=True, latest_only=True)
         messenger.on_request(DemandResponseEvent, self._on_dr_event)
         messenger.on_request(DemandResponseDispatch, self._on_dr_dispatch)
         messenger.on_event(MarketRules, self._on_rules, source=f"{model.org}/{CLOUD_UNIT}/{MARKET_AGENT}")
         return messenger
+
+    def _make_keys(self) -> Signer:
+        """A key shared with the cloud, or the device's own with its certificate."""
+        if self.site.signing_key is not None:
+            return KeyRing.of_site(self.site_id, self.site.signing_key)
+        from wattmesh_a2a.certificates import CertificateKeys  # an extra (pki): the gateway of a demo does without
+
+        files = self.site.model.messaging
+        assert files.certificate is not None
+        assert files.key is not None
+        assert files.ca is not None
+        return CertificateKeys(files.certificate, files.key, files.ca, files.crl)
 
     def _battery_limits(self, *, with_response: bool) -> dict[str, BatteryLimits]:
         """Limits of each battery; ``with_response``: less the energy that is kept for the frequency response."""
@@ -252,12 +274,12 @@ class Gateway:
 
     async def run(self, stop: asyncio.Event, ready: Path | None = None) -> None:
         """Work until ``stop`` is set, then leave the site safe and hand over what is held."""
-        await self._connect_devices()
-        await self.messenger.announce({"announcement": self._announcement()})
-        await self.messenger.start()
-        if ready is not None:
-            ready.touch()
         try:
+            await self._connect_devices()
+            await self.messenger.announce({"announcement": self._announcement()})
+            await self.messenger.start()
+            if ready is not None:
+                ready.touch()
             async with asyncio.TaskGroup() as group:
                 running = [
                     group.create_task(self.control.run(), name="control"),
@@ -272,11 +294,22 @@ class Gateway:
 
     async def _connect_devices(self) -> None:
         """Safe state first. A device that is absent does not keep the others from working."""
-        await asyncio.gather(*(self._connect_device(name, driver) for name, driver in self.drivers.items()))
+        starting = {
+            asyncio.create_task(self._connect_device(name, driver), name=f"connect {name}")
+            for name, driver in self.drivers.items()
+        }
+        _, slow = await asyncio.wait(starting, timeout=_START_WITHIN_S)
+        for task in slow:  # the cycle tries them again, off to the side
+            task.cancel()
+        await asyncio.gather(*starting, return_exceptions=True)
         for device in self.site.model.devices:
             if device.connection.proxy_port is not None:
                 proxy = self._proxy_of(device)
-                await proxy.start(device.connection.proxy_host, device.connection.proxy_port)
+                try:
+                    await proxy.start(device.connection.proxy_host, device.connection.proxy_port)
+                except ConfigurationError as error:
+                    log.error("%s; the site goes on without it", error)
+                    continue
                 self._proxies.append(proxy)
         self._start_reflex()
 
@@ -284,7 +317,7 @@ class Gateway:
         template = self.site.templates[device.id]
         line = self._lines.of(device.connection.endpoint(template))
         assert line is not None, "its driver has taken it"
-        return ModbusProxy(line, timeout_s=template.connection.timeout_ms / 1000)
+        return ModbusProxy(line)
 
     async def _connect_device(self, name: str, driver: Driver) -> None:
         try:
@@ -292,8 +325,28 @@ class Gateway:
         except (UnavailableError, ConfigurationError) as error:
             log.warning("%s is not there yet (%s); the site starts without it", name, error)
             return
-        for outcome in await driver.apply_safe_state():
+        await self._make_safe(name, driver)
+
+    async def _make_safe(self, name: str, driver: Driver) -> None:
+        """The safe state of a device that was not there, or not reached, when the site started: once, and then control has it."""
+        outcomes = await driver.apply_safe_state()
+        for outcome in outcomes:
             log.info("%s: safe state: %s", name, outcome)
+        if all(isinstance(outcome, Applied) for outcome in outcomes):
+            self._unsafe.discard(name)
+
+    async def _make_late_ones_safe(self) -> None:
+        """For those that were absent at the start: an inverter may have kept a limit from before. A battery has the cycle."""
+        self._unsafe -= self._batteries.keys()
+        for name in list(self._unsafe):
+            driver = self.drivers[name]
+            if driver.state is DriverState.READY:
+                try:
+                    await self._make_safe(name, driver)
+                except Exception:
+                    self._unsafe.discard(name)
+                    log.exception("%s could not be put into its safe state", name)
+        self._making_safe = False
 
     def _start_reflex(self) -> None:
         """Start listening as soon as the source is known; begin to respond when the battery's register is, too."""
@@ -392,7 +445,8 @@ class Gateway:
     def _polled_by_reflex(self, device: str) -> bool:
         """Whether the reflex reads the device's register by itself; else it gets what the driver reads in each cycle."""
         connection = next(one.connection for one in self.site.model.devices if one.id == device)
-        return connection.plain_tcp and self.drivers[device].template.protocol != "opcua"
+        template = self.drivers[device].template
+        return connection.plain_tcp and template.protocol != "opcua" and not template.connection.single_client
 
     def _push_frequency(self) -> None:
         """A source that is no register: what the driver read in this cycle goes to the reflex."""
@@ -419,18 +473,38 @@ class Gateway:
             sign=found.sign,
         )
 
+    async def _leave(self, name: str, driver: Driver) -> None:
+        """Safe state, then the device's own management, then goodbye; one that does not answer is tried for a while."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _LEAVE_WITHIN_S
+        try:
+            async with asyncio.timeout_at(deadline):
+                while True:
+                    outcomes = await driver.apply_safe_state()
+                    failed = [outcome for outcome in outcomes if not isinstance(outcome, Applied)]
+                    if not failed:
+                        break
+                    if not any(isinstance(outcome, Failed) and outcome.retryable for outcome in failed):
+                        log.error("%s could not be left in its safe state: %s", name, failed[0])
+                        break
+                    await asyncio.sleep(_LEAVE_AGAIN_S)
+                for outcome in await driver.release():
+                    log.info("%s: given back to its own management: %s", name, outcome)
+        except TimeoutError:
+            log.error("%s could not be left in its safe state: it does not answer", name)
+        except Exception:
+            log.exception("%s could not be left in its safe state", name)
+        finally:
+            await driver.close()
+
     async def _end(self) -> None:
         """Safe state, everything on disk, everything handed over that can be within its time, then goodbye."""
         if self._reflex is not None:
             self._reflex.stop()
             self._take_frequency_events(last=True)
+        await asyncio.gather(*(self._leave(name, driver) for name, driver in self.drivers.items()))
         for proxy in self._proxies:
             await proxy.stop()
-        for driver in self.drivers.values():
-            await driver.apply_safe_state()
-            for outcome in await driver.release():
-                log.info("%s: given back to its own management: %s", driver.asset.id, outcome)
-            await driver.close()
         self.outbox.seal()
         if not await self.uplink.drain(_DRAIN_S):
             log.warning("%d batches wait for the next start", self.outbox.waiting())
@@ -473,6 +547,9 @@ class Gateway:
 
     def _record(self, image: SiteImage, decisions: Sequence[Decision], outcomes: Mapping[str, str]) -> None:
         """The end of a cycle. A disk that is full or broken costs the record, and never control."""
+        if self._unsafe and not self._making_safe:
+            self._making_safe = True
+            self._spawn(self._make_late_ones_safe())
         try:
             self._keep(image, decisions, outcomes)
         except (OSError, sqlite3.Error) as error:

@@ -44,9 +44,9 @@ class Uplink:
         room = WINDOW - len(self._sent)
         if room <= 0:
             return
-        for batch in self._outbox.pending(room, skip=frozenset(self._sent)):
+        for number, batch in enumerate(self._outbox.pending(room, skip=frozenset(self._sent))):
             try:
-                await self._messenger.send_telemetry(batch.stream, batch.frame)
+                await self._messenger.send_telemetry(batch.stream, batch.frame, backlog=number > 0)
             except UnavailableError:
                 return
             self._sent[batch.stream, batch.sequence] = now

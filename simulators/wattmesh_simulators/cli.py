@@ -179,10 +179,25 @@ def _recording(argv: list[str]) -> int:
 
 async def _serve_recording(arguments: argparse.Namespace) -> None:
     from wattmesh_simulators.modbus_server import ModbusServer
-    from wattmesh_simulators.replay import ReplayUnit
+    from wattmesh_simulators.replay import ReplayNodes, ReplayUnit, is_opcua
 
-    device = ReplayUnit(arguments.file)
     stop = _stop_event()
+    if is_opcua(arguments.file):
+        nodes = ReplayNodes(arguments.file)
+        await nodes.server.start(arguments.port)
+        print(f"{nodes.template} at opc.tcp://127.0.0.1:{arguments.port}/; Ctrl-C ends it", flush=True)
+
+        async def go_on() -> None:
+            while await nodes.advance():
+                await asyncio.sleep(1.0)
+            await asyncio.Event().wait()  # the last values stay
+
+        try:
+            await _until_ended(stop, [asyncio.create_task(go_on())], arguments.ready_file)
+        finally:
+            await nodes.server.stop()
+        return
+    device = ReplayUnit(arguments.file)
     server = ModbusServer(device, unit=device.unit, framing="rtu" if arguments.rtu else "tcp")
     await server.start(arguments.port)
     print(f"{device.template} at 127.0.0.1:{server.port} unit {device.unit}; Ctrl-C ends it", flush=True)

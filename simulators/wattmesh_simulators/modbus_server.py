@@ -277,6 +277,7 @@ class _TcpConnection(_Connection):
         while len(self._buffer) >= 8:
             transaction, protocol, length, unit = struct.unpack(">HHHB", self._buffer[:7])
             if protocol != 0 or not 2 <= length <= _MAX_FRAME - 6:
+                self._buffer = b""
                 self.end()
                 return
             if len(self._buffer) < 6 + length:

@@ -391,9 +391,12 @@ class RegisterMap:
         for point in group["points"]:
             kind, at = point["type"], len(image)
             if kind == "string":
-                text = {"Mn": "WattMesh", "Md": f"simulated {data['kind']}", "SN": "SIM-1", "Vr": "1"}.get(
-                    point["name"], ""
-                )
+                text = {
+                    "Mn": (data.get("makes") or ["WattMesh"])[0],
+                    "Md": f"simulated {data['kind']}",
+                    "SN": "SIM-1",
+                    "Vr": "1",
+                }.get(point["name"], "")
                 image += text.encode().ljust(point["size"] * 2, b"\0")
                 continue
             if kind == "sunssf":

@@ -108,13 +108,18 @@ def _peaks(peaks: Mapping[str, Mapping[str, float]]) -> str:
     return _table(("", "largest of the run kW", "mean of daily peaks kW"), rows)
 
 
+def _told(value: float | None, form: str) -> str:
+    """A number as people read it; an event that was not measured to its end has some without."""
+    return "-" if value is None else format(value, form)
+
+
 def _frequency(frequency: Mapping[str, Any]) -> str:
     if not frequency["events"]:
         return "<p class=soft>No frequency event.</p>"
     rows = [
         (
-            e["site"], e["kind"], e["start"], f"{e['extreme_hz']:.3f}", f"{e['response_w']:.0f}",
-            "-" if e["response_ms"] is None else f"{e['response_ms']:.2f}",
+            e["site"], e["kind"], e["start"], _told(e["extreme_hz"], ".3f"), _told(e["response_w"], ".0f"),
+            _told(e["response_ms"], ".2f"),
         )
         for e in frequency["events"]
     ]  # fmt: skip

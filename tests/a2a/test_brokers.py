@@ -61,7 +61,7 @@ async def test_requests_retained_cards_and_wills_pass(tmp_path, kind):
         )
         assert [answer.detail for answer in answers] == [str(n) for n in range(50)]
         await until(lambda: (str(SITE), True) in seen)
-        transport._client._sock.close()  # lost without a word: the will comes, then the rebirth
+        transport._client._sock.shutdown(socket.SHUT_RDWR)  # lost without a word: the will comes, then the rebirth
         await until(lambda: (str(SITE), False) in seen or seen.count((str(SITE), True)) > 1)
         await until(lambda: seen[-1] == (str(SITE), True))
         await site.stop()

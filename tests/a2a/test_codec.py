@@ -81,9 +81,9 @@ def test_what_is_no_json_number_is_refused(number):
 
 def test_too_large_is_refused_on_both_sides():
     with pytest.raises(InvalidMessageError, match="over"):
-        codec.encode(envelope(data=Acknowledged(detail="x" * 200_000)))
+        codec.encode(envelope(data=Acknowledged(detail="x" * 2_000_001)))
     with pytest.raises(InvalidMessageError, match="over"):
-        codec.decode_fields(b" " * 200_000)
+        codec.decode_fields(b" " * 2_000_001)
 
 
 def test_every_member_of_the_union_has_a_name():

@@ -16,15 +16,16 @@ from wattmesh_drivers.driver import as_mapping
 from wattmesh_drivers.factory import ConnectionModel, create_driver
 from wattmesh_drivers.modbus.line import LinePool
 from wattmesh_drivers.modbus.proxy import ModbusProxy
-from wattmesh_drivers.recording import Recorder, expected_of, header_of
+from wattmesh_drivers.recording import LineRecorder, NodeRecorder, expected_of, header_of
 from wattmesh_drivers.supported import page
 from wattmesh_drivers.template import load_template, template_ids
 from wattmesh_edge.config import load_site
+from wattmesh_simulators.demo_fleet import free_ports
 from wattmesh_simulators.device import SimulatedDevice
 from wattmesh_simulators.faults import Faults
 from wattmesh_simulators.modbus_server import ModbusServer, ModbusUnit
 from wattmesh_simulators.plant.data import FIRST_NS
-from wattmesh_simulators.replay import ReplayUnit
+from wattmesh_simulators.replay import ReplayNodes, ReplayUnit, is_opcua
 
 RECORDINGS = Path(__file__).parents[1] / "recordings" / "devices"
 WATTMESH = str(Path(sys.executable).with_name("wattmesh"))
@@ -59,7 +60,10 @@ def driver_of(name, port, lines=None, **more):
 # -- recordings
 
 
-@pytest.mark.parametrize("path", sorted(RECORDINGS.glob("*.jsonl")), ids=lambda path: path.stem)
+ALL = sorted(RECORDINGS.glob("*.jsonl"))
+
+
+@pytest.mark.parametrize("path", [path for path in ALL if not is_opcua(path)], ids=lambda path: path.stem)
 async def test_every_recording_reads_as_it_did(path):
     header, expected = header_of(path), expected_of(path)
     server = ModbusServer(ReplayUnit(path), unit=header["unit"])
@@ -82,9 +86,59 @@ async def test_every_recording_reads_as_it_did(path):
         await server.stop()
 
 
-def test_there_is_a_recording_of_every_modbus_template():
+@pytest.mark.parametrize("path", [path for path in ALL if is_opcua(path)], ids=lambda path: path.stem)
+async def test_every_recording_of_an_opcua_device_reads_as_it_did(path):
+    header, expected = header_of(path), expected_of(path)
+    nodes = ReplayNodes(path)
+    (port,) = free_ports(1)
+    await nodes.server.start(port)
+    while await nodes.advance():
+        pass
+    where = ConnectionModel(url=f"opc.tcp://127.0.0.1:{port}/")
+    driver = create_driver("d", load_template(header["template"]), where, ManualClock(NOON))
+    try:
+        await driver.connect()
+        assert await driver.poll()
+        for name, value in expected.items():
+            found = as_mapping(driver)[name]
+            assert (found[1] == Quality.BAD) == (value is None), name
+            assert value is None or found[0] == pytest.approx(value, rel=1e-6, abs=1e-6), name
+    finally:
+        await driver.close()
+        await nodes.server.stop()
+
+
+async def test_a_recording_of_an_opcua_device_tells_what_was_missing_and_bad(tmp_path):
+    device = SimulatedDevice("wattmesh_opcua_battery", ManualClock(NOON))
+    (port,) = free_ports(1)
+    await device.serve(port=port)
+    device.server.faults.status = {"soh_percent": 0x80000000}
+    await device.step()
+    where = ConnectionModel(url=f"opc.tcp://127.0.0.1:{port}/")
+    driver = create_driver("d", load_template("wattmesh_opcua_battery"), where, ManualClock(NOON), rated_power_w=5000)
+    recorder = NodeRecorder(tmp_path / "r.jsonl", driver, ManualClock(NOON), grade="simulated", device="x")
+    try:
+        await driver.connect()
+        assert await driver.poll()
+        recorder.polled()
+        await driver.control("active_power_w", 1200)
+        await device.step()
+        assert await driver.poll()
+        recorder.polled()
+        assert recorder.finish({name: value for name, (value, _) in as_mapping(driver).items()}) == 2
+    finally:
+        await driver.close()
+        await device.stop()
+    first, second = (json.loads(line)["values"] for line in (tmp_path / "r.jsonl").read_text().splitlines()[1:3])
+    assert first["active_power_w"] == [0.0, 0]
+    assert second["active_power_w"] == [1200.0, 0]
+    assert second["soh_percent"][1] == 0x80000000
+    assert expected_of(tmp_path / "r.jsonl")["soh_percent"] is None
+
+
+def test_there_is_a_recording_of_every_template():
     recorded = {header_of(path)["template"] for path in RECORDINGS.glob("*.jsonl")}
-    assert recorded == {name for name in template_ids() if load_template(name).protocol != "opcua"}
+    assert recorded == set(template_ids())
 
 
 def test_the_page_of_supported_devices_is_in_step():
@@ -96,7 +150,7 @@ async def test_a_recording_tells_changes_refusals_and_silence(device, tmp_path):
     lines = LinePool()
     driver = driver_of("sungrow_sh_battery", served.server.port, lines)
     line = lines.of(next(iter(lines._lines)))
-    recorder = Recorder(
+    recorder = LineRecorder(
         tmp_path / "r.jsonl",
         line,
         ManualClock(NOON),
@@ -152,9 +206,9 @@ async def test_others_read_a_single_client_device_through_us(device):
     lines = LinePool()
     driver = driver_of("eastron_sdm630", served.server.port, lines)
     await driver.connect()
-    proxy = ModbusProxy(lines.of(next(iter(lines._lines))), timeout_s=0.3)
+    proxy = ModbusProxy(lines.of(next(iter(lines._lines))))
     await proxy.start("127.0.0.1", 0)
-    client = AsyncModbusTcpClient("127.0.0.1", port=proxy.port, retries=0, timeout=1)
+    client = AsyncModbusTcpClient("127.0.0.1", port=proxy.port, retries=0, timeout=5)
     try:
         await client.connect()
         answers, polled = await asyncio.gather(client.read_input_registers(0, count=6, device_id=1), driver.poll())
@@ -181,7 +235,7 @@ async def test_a_proxy_bears_what_is_no_modbus(device):
     lines = LinePool()
     driver = driver_of("eastron_sdm630", served.server.port, lines)
     await driver.connect()
-    proxy = ModbusProxy(lines.of(next(iter(lines._lines))), timeout_s=0.3)
+    proxy = ModbusProxy(lines.of(next(iter(lines._lines))))
     await proxy.start("127.0.0.1", 0)
     try:
         for content in (
@@ -197,7 +251,7 @@ async def test_a_proxy_bears_what_is_no_modbus(device):
             writer.close()
         assert await driver.poll()
         with pytest.raises(ConfigurationError, match="cannot listen"):
-            await ModbusProxy(driver._link.line, timeout_s=1).start("127.0.0.1", proxy.port)
+            await ModbusProxy(driver._link.line).start("127.0.0.1", proxy.port)
     finally:
         await proxy.stop()
         await driver.close()
@@ -392,6 +446,23 @@ def test_the_commands_of_the_bench(bench, tmp_path):
     found = run("discover", f"{host}:{port}", "--units", "1")
     assert "battery sunspec_battery (WattMesh simulated battery SIM-1" in found.stdout
     assert "eastron_sdm630" in run("device", "templates").stdout
+
+
+def test_an_opcua_device_on_the_bench(bench, tmp_path):
+    (port,) = free_ports(1)
+    bench("wattmesh_opcua_battery", "--port", str(port))
+    url = f"opc.tcp://127.0.0.1:{port}/"
+    found = run("discover", url)
+    assert "battery wattmesh_opcua_battery (WattMesh; namespace urn:wattmesh:battery" in found.stdout, found.stderr
+    recorded = run(
+        "device", "record", str(tmp_path / "r.jsonl"), "--template", "wattmesh_opcua_battery", "--url", url, "--every", "0.05",
+        "--polls", "2",
+    )  # fmt: skip
+    assert "2 answers" in recorded.stdout, recorded.stderr
+    assert expected_of(tmp_path / "r.jsonl")["soc_percent"] == pytest.approx(50, abs=0.1)
+    refused = run("discover", "opc.tcp://127.0.0.1:1/")
+    assert refused.returncode != 0
+    assert len(refused.stderr.strip().splitlines()) == 1
 
 
 def test_a_pty_is_a_serial_port(bench, tmp_path):

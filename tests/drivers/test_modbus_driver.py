@@ -157,6 +157,8 @@ async def test_an_absent_device_that_shares_a_line_is_tried_again_after_growing_
     for _ in range(400):
         before = driver.counters["failed_polls"]
         assert not await driver.poll()
+        if driver._attempt is not None:
+            await asyncio.wait({driver._attempt}, timeout=5)
         if driver.counters["failed_polls"] != before:
             tried.append(now[0])
         now[0] += 0.1

@@ -299,10 +299,12 @@ async def test_only_what_differs_is_written_and_in_the_steps_order():
     made = driver(link, forced(), rated_power_w=5000)
     assert await made.poll()
     for value, wanted in (
-        (800, [(10, 2), (12, 800), (11, 0xAA)]),
+        (800, [(12, 0), (10, 2), (11, 0xAA), (12, 800)]),  # what it held is not known: nothing before the direction
         (900, [(12, 900)]),
         (900, []),
         (-900, [(11, 0xBB)]),
+        (300, [(12, 300), (11, 0xAA)]),  # less before the new direction
+        (-2000, [(11, 0xBB), (12, 2000)]),  # more after it
         (0, [(12, 0), (11, 0xCC)]),
     ):
         link.written.clear()
@@ -314,7 +316,7 @@ async def test_a_control_that_wants_it_writes_every_step_of_a_change():
     link = Registers({0: 0, 1: 50})
     made = driver(link, forced(whole=True), rated_power_w=5000)
     assert await made.poll()
-    for value, count in ((800, 3), (900, 3), (900, 0)):
+    for value, count in ((800, 4), (900, 3), (900, 0)):
         link.written.clear()
         assert await made.control("active_power_w", value) == Applied(value=value)
         assert len(link.written) == count
@@ -340,29 +342,172 @@ async def test_a_battery_is_given_back_when_the_gateway_ends_in_order():
     assert [(address, registers[0]) for _, address, registers in link.written] == [(10, 0), (11, 0xCC)]
     link.written.clear()
     assert await made.control("active_power_w", 800) == Applied(value=800)
-    assert len(link.written) == 3, "and taken again as a whole"
+    assert len(link.written) == 4, "and taken again as a whole, from 0 on"
 
 
 class Breaking(Registers):
-    """Loses the answer of the write of one register."""
+    """Loses the answer of one write: of the so manieth."""
+
+    lost = None
 
     async def write(self, function, address, registers):
         await super().write(function, address, registers)
-        if address == 12:
+        self.registers[address] = registers[0]
+        if len(self.written) == self.lost:
             raise UnavailableError("no answer")
 
 
-async def test_a_control_that_broke_off_is_carried_out_anew_and_nothing_twice_in_one():
-    link = Breaking({0: 0, 1: 50})
+@pytest.mark.parametrize("lost", [1, 2, 3, 4])
+@pytest.mark.parametrize(("before", "after"), [(100, -3000), (3000, -100), (-3000, 3000), (None, 2000), (2000, 0)])
+async def test_whatever_write_is_lost_no_power_is_stronger_than_both_ends_nor_the_wrong_way_round(before, after, lost):
+    link = Breaking({0: 0, 1: 50, 10: 2, 11: 0xBB, 12: 0})
+    clock = ManualClock()
+    made = driver(link, forced(minimum_interval_ms=5000, storage="flash", writes_per_day=2), clock, rated_power_w=5000)
+    assert await made.poll()
+    if before is not None:
+        assert await made.control("active_power_w", before) == Applied(value=before)
+        await clock.advance(10)
+    link.written.clear()
+    link.lost = lost
+    outcome = await made.control("active_power_w", after)
+    power = {0xAA: 1, 0xBB: -1, 0xCC: 0}[link.registers[11]] * link.registers[12]
+    assert abs(power) <= max(abs(before or 0), abs(after))
+    if before is None:
+        assert power in {0, after}, "of what it did before nothing is known, so it does nothing"
+    elif before * after < 0:
+        assert power * after >= 0 or abs(power) <= min(abs(before), abs(after)), (
+            "the old way only with the weaker power"
+        )
+    if not isinstance(outcome, Applied):
+        link.lost = None
+        assert await made.poll()
+        assert await made.control("active_power_w", after) == Applied(value=after), (
+            "at once: no pace and no budget against it"
+        )
+    assert {0xAA: 1, 0xBB: -1, 0xCC: 0}[link.registers[11]] * link.registers[12] == after
+
+
+async def test_a_mode_that_reads_back_as_its_neighbour_is_failed_and_a_rounded_power_is_not():
+    class Stubborn(Registers):
+        off = ()
+
+        async def write(self, function, address, registers):
+            await super().write(function, address, registers)
+            self.registers[address] = registers[0] + (address in self.off)
+
+    for off, kind in (((11,), Failed), ((10,), Failed), ((12,), Applied), ((), Applied)):
+        link = Stubborn({0: 0, 1: 50})
+        link.off = off
+        made = driver(link, forced(readback=["mode", "command", "power_w"]), rated_power_w=5000)
+        assert await made.poll()
+        assert isinstance(await made.control("active_power_w", 800), kind), off
+
+
+async def test_the_safe_state_is_written_whatever_the_driver_believes():
+    link = Registers({0: 0, 1: 50})
     made = driver(link, forced(), rated_power_w=5000)
     assert await made.poll()
-    assert isinstance(await made.control("active_power_w", 800), Failed)
-    assert [address for _, address, _ in link.written] == [10, 12], "the command was not tried on half a control"
+    assert await made.apply_safe_state() == [Applied(value=0)]
+    link.written.clear()  # somebody else writes meanwhile
+    assert await made.apply_safe_state() == [Applied(value=0)]
+    assert {address for _, address, _ in link.written} == {10, 11, 12}
+
+
+async def test_less_power_is_taken_whatever_the_budget_says_and_more_is_not():
+    link = Registers({0: 0, 1: 50})
+    made = driver(link, forced(storage="flash", writes_per_day=10, minimum_interval_ms=0), rated_power_w=5000)
     assert await made.poll()
-    link.written.clear()
-    link.__class__ = Registers
-    assert await made.control("active_power_w", 800) == Applied(value=800)
-    assert [address for _, address, _ in link.written] == [10, 12, 11]
+    power = 1000
+    while isinstance(await made.control("active_power_w", power), Applied):
+        power += 100
+    assert isinstance(await made.control("active_power_w", 500), Applied), "less"
+    assert isinstance(await made.control("active_power_w", 900), Rejected), "more"
+    assert isinstance(await made.control("active_power_w", 0), Applied), "none"
+    made._flash_writes["active_power_w"] = (made._flash_writes["active_power_w"][0], 1000)
+    made._standing["active_power_w"] = 900.0
+    assert isinstance(await made.control("active_power_w", 800), Rejected), "not without end"
+    assert isinstance(await made.control("active_power_w", 0), Applied)
+
+
+async def test_a_clock_that_is_set_back_opens_no_new_budget():
+    link = Registers({0: 0, 1: 50})
+    clock = ManualClock(0)  # 1970
+    kept = {"active_power_w": (20_000, 499)}
+    made = driver(link, forced(storage="flash", writes_per_day=500), clock, rated_power_w=5000, flash_writes=kept)
+    assert await made.poll()
+    made._flash_writes["active_power_w"] = (20_000, 49)  # of the 50 that a day begins with
+    assert isinstance(await made.control("active_power_w", 100), Applied)
+    assert kept["active_power_w"] == (20_000, 50)
+    assert isinstance(await made.control("active_power_w", 200), Rejected)
+
+
+def sunspec_words(power, exponent):
+    content = meter_content(exponent=exponent)
+    content[place_of(103, 0, "W").address - 2] = power
+    return sunspec_device((103, content))
+
+
+async def test_a_scale_factor_that_moves_while_the_device_runs_is_followed_in_the_same_poll():
+    link = Registers(sunspec_words(800, 0))
+    made = driver(link, template(SUNSPEC, protocol="sunspec"))
+    assert await made.poll()
+    assert as_mapping(made)["active_power_w"] == (800.0, Quality.GOOD)
+    link.registers.update(sunspec_words(8000, -1))
+    assert await made.poll()
+    assert as_mapping(made)["active_power_w"] == (pytest.approx(800.0), Quality.GOOD)
+    link.registers.update(sunspec_words(8000, -0x8000))
+    assert await made.poll()
+    assert as_mapping(made)["active_power_w"][1] == Quality.BAD
+
+
+@pytest.mark.parametrize(
+    ("point", "word", "quality"),
+    [
+        (plain("soc_percent", 1, minimum=0, maximum=100), 0xFFFF, Quality.BAD),
+        (plain("soc_percent", 1, minimum=0, maximum=100), 101, Quality.GOOD),
+        (plain("frequency_hz", 1, scale=0.01), 65000, Quality.BAD),
+        (plain("frequency_hz", 1, scale=0.01), 5000, Quality.GOOD),
+        (plain("temperature_x_degc", 1), 900, Quality.BAD),
+    ],
+)
+async def test_what_cannot_be_is_bad(point, word, quality):
+    made = driver(Registers({0: 1, 1: word}), template([plain("active_power_w", 0), point]))
+    assert await made.poll()
+    assert made.qualities[1] == quality
+
+
+async def test_a_power_far_beyond_the_rating_is_bad():
+    made = driver(Registers({0: 40_000}), template([plain("active_power_w", 0)]), rated_power_w=5000)
+    assert await made.poll()
+    assert made.qualities[0] == Quality.BAD
+
+
+async def test_a_frozen_meter_is_found_out_though_some_of_its_points_are_not_there():
+    clock = ManualClock()
+    points = [plain("active_power_w", 0), plain("voltage_l1_v", 1), plain("voltage_l2_v", 50)]
+    frozen = {"points": ["active_power_w", "voltage_l1_v", "voltage_l2_v"], "seconds": 5, "polls": 3}
+    link = Registers({0: 100, 1: 230})
+    made = driver(link, template(points, frozen=frozen), clock)
+    answered = []
+    for _ in range(8):
+        answered.append(await made.poll())
+        await clock.advance(2)
+    assert answered[:3] == [True] * 3
+    assert answered[-2:] == [False] * 2
+    link.registers[1] = 231
+    assert await made.poll()
+
+
+async def test_registers_of_one_maker_are_not_another_ones():
+    beside = [*SUNSPEC, plain("own", 500)]
+    words = sunspec_device((1, [int.from_bytes(b"Fr"), int.from_bytes(b"on"), *[0] * 64]), (103, meter_content()))
+    made = driver(Registers(words | {500: 7}), template(beside, protocol="sunspec", makes=["SolarEdge"]))
+    with pytest.raises(ConfigurationError, match="is for SolarEdge, and the device says that Fron made it"):
+        await made.connect()
+    made = driver(Registers(words | {500: 7}), template(beside, protocol="sunspec", makes=["fron"]))
+    assert await made.poll()
+    with pytest.raises(ValueError, match="name the makers"):
+        template(beside, protocol="sunspec")
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,8 @@ def reading(model, named):
     points, keys = [], {}
     for number, (path, name, _) in enumerate(named):
         key = "active_power_w" if number == 0 else f"p{number}"
-        points.append({"id": key, "model": model, "point": name} | ({"group": path} if path else {}))
+        wide = {"minimum": -1e30, "maximum": 1e30}
+        points.append({"id": key, "model": model, "point": name, **wide} | ({"group": path} if path else {}))
         keys[key] = (path, name)
     return template(points, protocol="sunspec"), keys
 
@@ -172,7 +173,7 @@ async def test_another_library_scans_our_simulated_devices_and_reads_the_same(na
             )
             compared += 1
         assert compared >= 14
-        assert models[1].Mn.value == "WattMesh"
+        assert models[1].Mn.value == device.data.get("makes", ["WattMesh"])[0]
     finally:
         await device.stop()
 

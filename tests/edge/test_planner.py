@@ -4,7 +4,7 @@ import random
 from itertools import pairwise
 
 import pytest
-from wattmesh_edge.agents.planner import Storage, battery_policy, expected_grid_wh, value_of_storage
+from wattmesh_edge.agents.planner import Storage, battery_policy, charge_level_w, expected_grid_wh, value_of_storage
 
 START = 1_659_333_600 * 10**9
 SLOT_S = 900
@@ -93,3 +93,44 @@ def test_the_reserve_is_kept():
     grid = expected_grid_wh(storage, value, 1280.0, net, prices, FEED_IN)
     delivered = sum(n - g for n, g in zip(net, grid, strict=True))
     assert delivered <= (1280 - 640) * storage.efficiency + 1e-6
+
+
+def evening():
+    """Six cheap hours with some load, then five dear ones that the battery should cover."""
+    net = [100.0] * 12 + [300.0] * 12 + [600.0] * 20
+    prices = [2200] * 24 + [5400] * 20
+    return net, prices, value_of_storage(STORAGE, net, prices, FEED_IN, start_ns=START, slot_s=SLOT_S)
+
+
+def test_charging_from_the_grid_fills_a_valley_and_makes_no_peak():
+    net, prices, value = evening()
+    grid = expected_grid_wh(STORAGE, value, 0.0, net, prices, FEED_IN)
+    charged = sum(g - n for g, n in zip(grid[:24], net[:24], strict=True))
+    assert charged > 5000, "the dear hours are still prepared for"
+    assert max(grid[:24]) * 4 < 2500, "at full power it would be 6.2 kW"
+    assert max(grid[:24]) < 1.15 * sum(grid[:24]) / 24
+
+
+def test_the_level_rises_when_the_load_was_higher_than_expected_and_falls_to_nothing_when_full():
+    net, prices, value = evening()
+    now = START + 12 * SLOT_S * 10**9
+    behind, ahead = (charge_level_w(STORAGE, value, now, stored, net, prices) for stored in (500.0, 5000.0))
+    assert behind > ahead
+    assert charge_level_w(STORAGE, value, now, 6400.0, net, prices) == 0
+    assert charge_level_w(STORAGE, value, value.end_ns, 0.0, net, prices) == 0
+
+
+def test_charging_is_held_to_the_level_but_surplus_is_always_taken():
+    arguments = (3000, STORAGE, 5000, 2200, FEED_IN)
+    assert battery_policy(500, *arguments, 1500.0) == 1000
+    assert battery_policy(2000, *arguments, 1500.0) == 0
+    assert battery_policy(-800, *arguments, 0.0) == 800
+
+
+def test_a_spread_costs_what_a_certain_forecast_hides():
+    net, prices = [-50.0] * 48 + [50.0] * 48, [2200] * 96
+    sure, unsure = (
+        value_of_storage(STORAGE, net, prices, FEED_IN, start_ns=START, slot_s=SLOT_S, spread_wh=spread)
+        for spread in (None, [200.0] * 96)
+    )
+    assert unsure.cost[0][0] > sure.cost[0][0], "the cost of a slot is convex in its net load (Jensen)"

@@ -102,3 +102,57 @@ def test_a_gateway_without_its_key_says_which_file(tmp_path, example):
     path.write_text(example)
     with pytest.raises(ConfigurationError, match=r"keys/home-1\.key: the key cannot be read"):
         gateway(["run", str(path)])
+
+
+BATTERY = "connection: {host: 127.0.0.1, port: 15011, unit: 1}"
+METER = "connection: {host: 127.0.0.1, port: 15012, unit: 1}"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({METER: "connection: {}"}, "sunspec_meter_203 needs host, or serial"),
+        ({METER: "connection: {host: h, serial: /dev/ttyUSB0}"}, "a device is reached one way"),
+        (
+            {
+                BATTERY: "connection: {serial: /dev/ttyUSB0, baud: 9600, unit: 1}",
+                METER: "connection: {serial: /dev/ttyUSB0, baud: 19200, unit: 2}",
+                ", profile: ieee1547_2018_cat_iii": ", profile: ieee1547_2018_cat_iii",
+            },
+            "meter and battery share /dev/ttyUSB0 and want it set in two ways",
+        ),
+        (
+            {BATTERY: "connection: {host: h, framing: rtu}"},
+            "the reflex writes over plain Modbus TCP, and battery is reached",
+        ),
+        ({METER: "connection: {host: h, baud: 5}"}, "connection.baud"),
+    ],
+)
+def test_a_device_that_cannot_be_reached_as_it_says_is_told(tmp_path, example, change, told):
+    for old, new in change.items():
+        assert old in example
+        example = example.replace(old, new)
+    with pytest.raises(ConfigurationError) as caught:
+        load(tmp_path, example)
+    assert told in str(caught.value)
+
+
+def test_devices_may_share_a_serial_line_and_their_files_lie_beside_the_sites(tmp_path, example):
+    text = example.replace(METER, "connection: {serial: /dev/ttyUSB0, baud: 9600, unit: 2}")
+    text = text.replace(
+        "connection: {host: 127.0.0.1, port: 15010, unit: 1}",
+        "connection: {host: h, tls: {ca: pki/ca.pem}, proxy_port: 1502}",
+    )
+    site = load(tmp_path, text)
+    inverter = next(device for device in site.model.devices if device.id == "inverter")
+    assert inverter.connection.tls.ca == tmp_path / "pki" / "ca.pem"
+    assert inverter.connection.proxy_host == "127.0.0.1"
+
+
+def test_a_battery_that_is_only_watched_needs_no_ratings(tmp_path, example):
+    line = next(line for line in example.splitlines() if "id: battery" in line)
+    text = example.replace(line, "  - {id: battery, template: victron_gx_battery, connection: {host: h}}")
+    text = text.replace(
+        "  response: {device: battery, profile: ieee1547_2018_cat_iii}   # leave out to watch only\n", ""
+    )
+    assert load(tmp_path, text).templates["battery"].monitor_only

@@ -9,11 +9,27 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransportLimits:
-    """What a transport cannot exceed; the delivery layer obeys."""
+    """What a transport cannot exceed; the delivery layer obeys (:mod:`wattmesh_a2a.lanes`, :mod:`wattmesh_a2a.parts`)."""
 
     max_payload_bytes: int = 100_000
+    """Of one publish; a larger message travels in parts."""
     max_publishes_per_s: float | None = None
+    max_bytes_per_s: float | None = None
+    counts_inbound: bool = False
+    """Whether what comes in counts against the two rates as well."""
     max_in_flight: int = 100
+    """Unacknowledged QoS 1 publishes."""
+    max_topic_slashes: int = 7
+    max_topic_bytes: int = 256
+    max_subscriptions: int = 50
+
+
+MOSQUITTO = TransportLimits()
+"""A broker of one's own: it has no rates, and the rest is kept anyway, so that a site can move to AWS unchanged."""
+AWS_IOT_CORE = TransportLimits(max_publishes_per_s=100.0, max_bytes_per_s=512 * 1024.0, counts_inbound=True)
+"""AWS IoT Core's quotas a connection (developer guide, "AWS IoT Core message broker and protocol limits and quotas")."""
+GREENGRASS_LITE = TransportLimits(max_payload_bytes=7_000, max_publishes_per_s=50.0, max_in_flight=10)
+"""The lite nucleus: past about 7.2 KB or 10 unacknowledged publishes its stream ends without a clear error (measured)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +44,22 @@ class Inbound:
     user_properties: tuple[tuple[str, str], ...] = field(default=())
 
 
+def matches(topic_filter: str, topic: str) -> bool:
+    """Whether a topic fits a filter with ``+`` and ``#`` (MQTT 5, section 4.7)."""
+    wanted, given = topic_filter.split("/"), topic.split("/")
+    for index, part in enumerate(wanted):
+        if part == "#":
+            return True
+        if index >= len(given) or part not in {"+", given[index]}:
+            return False
+    return len(wanted) == len(given)
+
+
+def unshared(topic_filter: str) -> str:
+    """The filter inside a shared one (``$share/GROUP/FILTER``), or the filter itself."""
+    return topic_filter.split("/", 2)[2] if topic_filter.startswith("$share/") else topic_filter
+
+
 class Transport(Protocol):
     """Publish and subscribe. All calls and callbacks are on the event loop's thread."""
 
@@ -36,6 +68,15 @@ class Transport(Protocol):
     @property
     def connected(self) -> bool:
         """Whether the broker is there now."""
+        ...
+
+    @property
+    def in_flight(self) -> int:
+        """Unacknowledged QoS 1 publishes; 0 where nothing is acknowledged."""
+        ...
+
+    def on_room(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` whenever :attr:`in_flight` fell, and after the connection was lost or found."""
         ...
 
     def set_will(self, topic: str, payload: bytes) -> None:

@@ -7,18 +7,7 @@ import random
 from collections.abc import Callable
 
 from wattmesh_a2a.errors import UnavailableError
-from wattmesh_a2a.transports.base import Inbound, TransportLimits
-
-
-def matches(topic_filter: str, topic: str) -> bool:
-    """Whether a topic fits a filter with ``+`` and ``#`` (MQTT 5, section 4.7)."""
-    wanted, given = topic_filter.split("/"), topic.split("/")
-    for index, part in enumerate(wanted):
-        if part == "#":
-            return True
-        if index >= len(given) or part not in {"+", given[index]}:
-            return False
-    return len(wanted) == len(given)
+from wattmesh_a2a.transports.base import Inbound, TransportLimits, matches, unshared
 
 
 class MemoryBroker:
@@ -29,14 +18,27 @@ class MemoryBroker:
         loss: Share of messages that never arrive.
         repeat: Share that arrive twice.
         reorder: Share that arrive after the following ones.
+        delay_s: Every copy takes a time of its own up to this, in the loop's time.
     """
 
-    def __init__(self, *, seed: int = 0, loss: float = 0.0, repeat: float = 0.0, reorder: float = 0.0) -> None:
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        loss: float = 0.0,
+        repeat: float = 0.0,
+        reorder: float = 0.0,
+        delay_s: float = 0.0,
+    ) -> None:
         self._random = random.Random(seed)
-        self._loss, self._repeat, self._reorder = loss, repeat, reorder
+        self._loss, self._repeat, self._reorder, self._delay_s = loss, repeat, reorder, delay_s
         self._members: list[MemoryTransport] = []
         self._retained: dict[str, Inbound] = {}
         self._held: list[Inbound] = []
+
+    def heal(self) -> None:
+        """No more faults from now on."""
+        self._loss = self._repeat = self._reorder = self._delay_s = 0.0
 
     def join(self, member: MemoryTransport) -> None:
         """A client connects and gets what is retained."""
@@ -71,10 +73,22 @@ class MemoryBroker:
             self._deliver(late)
 
     def _deliver(self, message: Inbound) -> None:
+        if self._delay_s:
+            delay_s = self._random.uniform(0, self._delay_s)
+            asyncio.get_running_loop().call_later(delay_s, self._deliver_now, message)
+        else:
+            self._deliver_now(message)
+
+    def _deliver_now(self, message: Inbound) -> None:
         loop = asyncio.get_running_loop()
+        shared: dict[str, list[MemoryTransport]] = {}
         for member in self._members:
             if not member.partitioned:
                 loop.call_soon(member.deliver, message)
+                for name in member.shares(message.topic):
+                    shared.setdefault(name, []).append(member)
+        for name, members in shared.items():
+            loop.call_soon(self._random.choice(members).deliver_shared, name, message)
 
 
 class MemoryTransport:
@@ -93,6 +107,15 @@ class MemoryTransport:
     def connected(self) -> bool:
         """See :class:`wattmesh_a2a.transports.base.Transport`."""
         return self._joined and not self.partitioned
+
+    @property
+    def in_flight(self) -> int:
+        """See :class:`wattmesh_a2a.transports.base.Transport`; nothing is acknowledged here."""
+        return 0
+
+    def on_room(self, callback: Callable[[], None]) -> None:
+        """See :class:`wattmesh_a2a.transports.base.Transport`."""
+        self._callbacks.append(callback)
 
     def set_will(self, topic: str, payload: bytes) -> None:
         """See :class:`wattmesh_a2a.transports.base.Transport`."""
@@ -170,4 +193,15 @@ class MemoryTransport:
         if self.connected:
             for topic_filter, handler in self._handlers:
                 if matches(topic_filter, message.topic):
+                    handler(message)
+
+    def shares(self, topic: str) -> list[str]:
+        """The shared filters (``$share/GROUP/FILTER``) of ours that a topic fits."""
+        return [name for name, _ in self._handlers if name.startswith("$share/") and matches(unshared(name), topic)]
+
+    def deliver_shared(self, name: str, message: Inbound) -> None:
+        """Called by the broker with one member of a group."""
+        if self.connected:
+            for topic_filter, handler in self._handlers:
+                if topic_filter == name:
                     handler(message)

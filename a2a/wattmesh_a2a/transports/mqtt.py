@@ -6,9 +6,13 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import random
+import socket
 import ssl
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import paho.mqtt.client as paho
@@ -19,17 +23,25 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from wattmesh_a2a.errors import ConfigurationError, UnavailableError
-from wattmesh_a2a.transports.base import Inbound, TransportLimits
+from wattmesh_a2a.transports.base import Inbound, TransportLimits, matches, unshared
+from wattmesh_a2a.transports.buffered_socket import BufferedSocket
 
 log = logging.getLogger(__name__)
 
 _SESSION_EXPIRY_S = 3600
 _KEEPALIVE_S = 20
 _QUEUE_AT_MOST = 2000
+_FILTERS_AT_ONCE = 8
+"""In one SUBSCRIBE: what AWS IoT Core takes."""
+_CONNACK_S = 10.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 10.0
+_TOPICS_REMEMBERED = 2000
 
 
 class MqttTransport:
-    """One connection to one broker; the network runs on paho's thread, everything else on the event loop.
+    """One connection to one broker, driven by the event loop: no thread, but for the moment of connecting.
+
+    paho's own network thread would cost two switches of threads a message; here the loop tells paho when its socket can be read.
 
     Args:
         url: ``mqtt://host[:port]`` (loopback only) or ``mqtts://host[:port]``.
@@ -55,37 +67,49 @@ class MqttTransport:
         self.limits = limits or TransportLimits()
         self._url = url
         self._host, self._port, tls = parse_broker_url(url)
-        self._client = paho.Client(
-            CallbackAPIVersion.VERSION2, client_id=client_id, protocol=paho.MQTTv5, reconnect_on_failure=True
-        )
+        self._client = _Client(self._written, client_id)
         if tls:
             context = ssl.create_default_context(cafile=str(ca) if ca else None)
             if certificate:
                 context.load_cert_chain(str(certificate), str(key) if key else None)
             self._client.tls_set_context(context)
-        self._client.reconnect_delay_set(min_delay=1, max_delay=10)
-        self._client.max_inflight_messages_set(self.limits.max_in_flight)
-        self._client.on_connect = self._connected_on_thread
-        self._client.on_connect_fail = self._refused_on_thread
-        self._client.on_disconnect = self._disconnected_on_thread
-        self._client.on_message = self._message_on_thread
-        self._client.on_publish = self._published_on_thread
-        self._client.on_socket_open = _no_delay
+        # paho's own window would hold back a command behind telemetry: ours (Lanes) is in front of it.
+        self._client.max_inflight_messages_set(2 * self.limits.max_in_flight + 20)
+        self._client.on_connect = self._on_connect
+        self._client.on_disconnect = self._on_disconnect
+        self._client.on_message = self._on_message
+        self._client.on_publish = self._on_publish
+        self._client.on_socket_close = self._on_socket_close
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._keeper: asyncio.Task[None] | None = None
         self._connected = asyncio.Event()
+        self._gone = asyncio.Event()
         self._cause = "no attempt yet"
         self._said_down = False
         self._stopping = False
+        self._socket: BufferedSocket | None = None
+        self._flushing = False
         self._filters: dict[str, int] = {}
         self._handlers: list[tuple[str, Callable[[Inbound], None]]] = []
+        self._takers: dict[str, list[Callable[[Inbound], None]]] = {}
         self._callbacks: list[Callable[[], None]] = []
-        self._handed_over = 0
-        self._acknowledged = 0
+        self._room_callbacks: list[Callable[[], None]] = []
+        self._unacknowledged: set[int] = set()
+        self._thread_of_loop = 0
 
     @property
     def connected(self) -> bool:
         """See :class:`wattmesh_a2a.transports.base.Transport`."""
         return self._connected.is_set()
+
+    @property
+    def in_flight(self) -> int:
+        """See :class:`wattmesh_a2a.transports.base.Transport`."""
+        return len(self._unacknowledged)
+
+    def on_room(self, callback: Callable[[], None]) -> None:
+        """See :class:`wattmesh_a2a.transports.base.Transport`."""
+        self._room_callbacks.append(callback)
 
     def set_will(self, topic: str, payload: bytes) -> None:
         """See :class:`wattmesh_a2a.transports.base.Transport`."""
@@ -94,12 +118,13 @@ class MqttTransport:
     async def start(self) -> None:
         """See :class:`wattmesh_a2a.transports.base.Transport`."""
         self._loop = asyncio.get_running_loop()
+        self._thread_of_loop = threading.get_ident()
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho's class has no types
         properties.SessionExpiryInterval = _SESSION_EXPIRY_S
         self._client.connect_async(
             self._host, self._port, keepalive=_KEEPALIVE_S, clean_start=False, properties=properties
         )
-        self._client.loop_start()
+        self._keeper = self._loop.create_task(self._keep_connected(), name="mqtt")
 
     async def wait_connected(self, timeout_s: float) -> None:
         """See :class:`wattmesh_a2a.transports.base.Transport`."""
@@ -113,13 +138,106 @@ class MqttTransport:
     async def stop(self) -> None:
         """See :class:`wattmesh_a2a.transports.base.Transport`; waits shortly for what is in flight."""
         for _ in range(100):
-            if not self.connected or self._handed_over <= self._acknowledged:
+            if not self.connected or not self._unacknowledged:
                 break
             await asyncio.sleep(0.01)
         self._stopping = True
-        self._client.disconnect()
-        await asyncio.get_running_loop().run_in_executor(None, self._client.loop_stop)
+        if self.connected:
+            self._client.disconnect()
+            self._flush()
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
         self._connected.clear()
+
+    # -- the connection
+
+    async def _keep_connected(self) -> None:
+        assert self._loop is not None
+        pause_s = _FIRST_PAUSE_S
+        while not self._stopping:
+            self._gone.clear()
+            # In a thread of its own while it blocks: name, TCP and TLS. Cancelling must not leave it behind.
+            connecting = self._loop.run_in_executor(None, self._client.reconnect)
+            try:
+                await asyncio.shield(connecting)
+                self._listen()
+                await asyncio.wait_for(self._connected.wait(), _CONNACK_S)
+                pause_s = _FIRST_PAUSE_S
+                await self._serve()
+            except (OSError, ValueError, paho.WebsocketConnectionError) as error:  # TimeoutError is an OSError
+                self._lost(str(error) or "nobody answers there")
+            finally:
+                if self._stopping:
+                    await asyncio.gather(connecting, return_exceptions=True)
+                self._close()
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _serve(self) -> None:
+        """Until the connection is gone: keep-alive, once a second."""
+        while not self._gone.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._gone.wait(), 1.0)
+            self._client.loop_misc()
+
+    def _close(self) -> None:
+        """The socket is closed whatever state paho believes it to be in."""
+        sock = self._socket
+        self._socket = None
+        self._flushing = False
+        if sock is not None and self._loop is not None:
+            if sock.fileno() >= 0:
+                self._loop.remove_reader(sock.fileno())
+                self._loop.remove_writer(sock.fileno())
+            sock.close()
+
+    def _listen(self) -> None:
+        assert self._loop is not None
+        self._socket = self._client.buffered
+        if self._socket is not None and self._socket.fileno() >= 0:
+            self._loop.add_reader(self._socket.fileno(), self._read)
+            self._flush()
+            self._read()  # TLS may hold bytes already that no select sees
+
+    def _on_socket_close(self, client: paho.Client, userdata: object, sock: object) -> None:
+        """Before paho closes it; nothing to undo where it was never listened to."""
+        if self._loop is not None and self._socket is not None and threading.get_ident() == self._thread_of_loop:
+            with contextlib.suppress(OSError, ValueError):
+                self._loop.remove_reader(self._socket.fileno())
+                self._loop.remove_writer(self._socket.fileno())
+
+    def _read(self) -> None:
+        sock = self._socket
+        if sock is None:
+            return
+        sock.fill()
+        while sock.readable and self._client.buffered is sock:
+            if self._client.loop_read() != paho.MQTT_ERR_SUCCESS:
+                break
+        if self._client.want_write():
+            self._client.loop_write()
+
+    def _written(self) -> None:
+        """Something waits in the buffer: write it with what else comes in this turn of the loop."""
+        if self._loop is not None and threading.get_ident() == self._thread_of_loop and self._socket is not None:
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        sock = self._socket
+        if sock is None or self._loop is None or self._flushing or sock.fileno() < 0:
+            return
+        if not sock.flush():
+            self._flushing = True
+            self._loop.add_writer(sock.fileno(), self._flush_on)
+
+    def _flush_on(self) -> None:
+        sock = self._socket
+        if sock is not None and self._loop is not None and sock.flush():
+            self._flushing = False
+            self._loop.remove_writer(sock.fileno())
+            if self._client.want_write():
+                self._client.loop_write()
 
     async def publish(
         self,
@@ -138,7 +256,7 @@ class MqttTransport:
             raise UnavailableError(f"not connected to the broker at {self._url}")
         if len(payload) > self.limits.max_payload_bytes:
             raise ConfigurationError(f"{len(payload)} bytes are more than this transport takes")
-        if self._handed_over - self._acknowledged >= _QUEUE_AT_MOST:
+        if len(self._unacknowledged) >= _QUEUE_AT_MOST:
             raise UnavailableError("too many messages wait for the broker")
         properties = None
         if expiry_s is not None or response_topic or correlation_data or user_properties:
@@ -152,13 +270,14 @@ class MqttTransport:
             for pair in user_properties:
                 properties.UserProperty = pair
         # Return code 4 means "queued, not connected": paho sends it itself after the reconnect, so it is no failure.
-        self._client.publish(topic, payload, qos=qos, retain=retain, properties=properties)
+        sent = self._client.publish(topic, payload, qos=qos, retain=retain, properties=properties)
         if qos:
-            self._handed_over += 1
+            self._unacknowledged.add(sent.mid)
 
     async def subscribe(self, topic_filter: str, handler: Callable[[Inbound], None], *, qos: int = 1) -> None:
         """See :class:`wattmesh_a2a.transports.base.Transport`."""
         self._handlers.append((topic_filter, handler))
+        self._takers.clear()
         self._filters[topic_filter] = qos
         if self.connected:
             self._client.subscribe(topic_filter, qos=qos)
@@ -167,32 +286,26 @@ class MqttTransport:
         """See :class:`wattmesh_a2a.transports.base.Transport`."""
         self._callbacks.append(callback)
 
-    # -- on paho's thread: hand over and return
+    # -- paho's callbacks, all on the event loop
 
-    def _hand_over(self, callback: Callable[..., None], *arguments: object) -> None:
-        if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed already: we are being stopped
-                self._loop.call_soon_threadsafe(callback, *arguments)
-
-    def _connected_on_thread(
+    def _on_connect(
         self, client: paho.Client, userdata: object, flags: object, reason: ReasonCode, properties: object
     ) -> None:
         if reason.is_failure:
-            self._hand_over(self._lost, str(reason))
+            self._lost(str(reason))
             return
-        if self._filters:
-            client.subscribe([(name, SubscribeOptions(qos=qos)) for name, qos in self._filters.items()])
-        self._hand_over(self._found)
+        wanted = [(name, SubscribeOptions(qos=qos)) for name, qos in self._filters.items()]
+        for at in range(0, len(wanted), _FILTERS_AT_ONCE):
+            client.subscribe(wanted[at : at + _FILTERS_AT_ONCE])
+        assert self._loop is not None
+        self._loop.call_soon(self._found)
 
-    def _refused_on_thread(self, client: paho.Client, userdata: object) -> None:
-        self._hand_over(self._lost, "nobody answers there")
-
-    def _disconnected_on_thread(
+    def _on_disconnect(
         self, client: paho.Client, userdata: object, flags: object, reason: ReasonCode, properties: object
     ) -> None:
-        self._hand_over(self._lost, str(reason))
+        self._lost(str(reason))
 
-    def _message_on_thread(self, client: paho.Client, userdata: object, message: paho.MQTTMessage) -> None:
+    def _on_message(self, client: paho.Client, userdata: object, message: paho.MQTTMessage) -> None:
         properties = message.properties
         inbound = Inbound(
             topic=message.topic,
@@ -202,35 +315,64 @@ class MqttTransport:
             retained=bool(message.retain),
             user_properties=tuple(getattr(properties, "UserProperty", ())),
         )
-        self._hand_over(self._dispatch, inbound)
+        for handler in self._handlers_of(message.topic):
+            try:
+                handler(inbound)
+            except Exception:  # it would leave paho in the middle of a packet
+                log.exception("a handler of %s failed", message.topic)
 
-    def _published_on_thread(
+    def _on_publish(
         self, client: paho.Client, userdata: object, mid: int, reason: ReasonCode, properties: object
     ) -> None:
-        self._acknowledged += 1  # also counts QoS 0, which only makes the bound on what waits laxer
-
-    # -- on the event loop
+        self._unacknowledged.discard(mid)
+        for callback in self._room_callbacks:
+            callback()
 
     def _found(self) -> None:
         if self._said_down:
             log.warning("the broker at %s is there", self._url)
             self._said_down = False
         self._connected.set()
-        for callback in self._callbacks:
+        for callback in (*self._callbacks, *self._room_callbacks):
             callback()
 
     def _lost(self, cause: str) -> None:
         self._cause = cause
-        self._handed_over = self._acknowledged = 0
+        self._unacknowledged.clear()
         if not self._said_down and not self._stopping:
             self._said_down = True
             log.warning("no broker at %s (%s); trying again until there is one", self._url, cause)
         self._connected.clear()
+        self._gone.set()
+        for callback in self._room_callbacks:
+            callback()
 
-    def _dispatch(self, inbound: Inbound) -> None:
-        for topic_filter, handler in self._handlers:
-            if paho.topic_matches_sub(topic_filter, inbound.topic):
-                handler(inbound)
+    def _handlers_of(self, topic: str) -> list[Callable[[Inbound], None]]:
+        """Who takes a topic, remembered for the topics that come again and again."""
+        found = self._takers.get(topic)
+        if found is None:
+            found = [handler for name, handler in self._handlers if matches(unshared(name), topic)]
+            if len(self._takers) >= _TOPICS_REMEMBERED:
+                self._takers.clear()
+            self._takers[topic] = found
+        return found
+
+
+class _Client(paho.Client):
+    """paho with a socket that reads and writes in large pieces (one private method of paho's is overridden for it)."""
+
+    def __init__(self, written: Callable[[], None], client_id: str) -> None:
+        super().__init__(
+            CallbackAPIVersion.VERSION2, client_id=client_id, protocol=paho.MQTTv5, reconnect_on_failure=False
+        )
+        self.buffered: BufferedSocket | None = None
+        self._handed_over = written
+
+    def _create_socket(self) -> Any:
+        sock = super()._create_socket()
+        no_delay(sock)
+        self.buffered = BufferedSocket(sock, self._handed_over)  # type: ignore[arg-type]  # never a web socket here
+        return self.buffered
 
 
 def parse_broker_url(url: str) -> tuple[str, int, bool]:
@@ -258,9 +400,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _no_delay(client: paho.Client, userdata: object, sock: object) -> None:
+def no_delay(sock: Any) -> None:
     """Without TCP_NODELAY a QoS 1 exchange waits for Nagle and delayed acknowledgements (40 ms)."""
-    import socket
-
     if isinstance(sock, socket.socket):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -11,3 +11,7 @@ class ForecastingConfig(StrictModel):
 
     issue_every_s: int = Field(default=3600, ge=900)
     horizon_s: int = Field(default=172_800, ge=3600, le=604_800)
+    learned: bool = True
+    """Whether a learned model runs beside the seasonal one and takes charge where it is better."""
+    material_change: float = Field(default=0.25, gt=0)
+    """Change of the next six hours' energy, as a share, from which on a new forecast is told as an alarm."""

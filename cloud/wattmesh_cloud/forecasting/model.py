@@ -6,6 +6,7 @@ into the next ones and fades.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -41,27 +42,34 @@ class Model(Protocol):
 
 
 class SeasonalQuantiles:
-    """See the module."""
+    """See the module.
+
+    Args:
+        levels: Quantile levels, ascending, the middle one the median.
+    """
 
     name = "seasonal-quantiles-28d"
 
-    def predict(self, history: Array, first_slot: int, slots: int, slots_a_day: int) -> Array:
-        """See :class:`Model`."""
+    def __init__(self, levels: Sequence[float] = LEVELS) -> None:
+        self._levels = tuple(levels)
+
+    def predict(self, history: Array, first_slot: int, slots: int, slots_a_day: int, *, signed: bool = False) -> Array:
+        """See :class:`Model`; ``signed`` is for quantities that may be negative."""
         start = len(history)
-        out = np.full((slots, len(LEVELS)), np.nan)
+        out = np.full((slots, len(self._levels)), np.nan)
         for index in range(slots):
             values, weights = _same_slot(history, start + index, slots_a_day)
             if len(values):
-                out[index] = _weighted_quantiles(values, weights)
+                out[index] = _weighted_quantiles(values, weights, self._levels)
                 if len(values) < 5:
-                    middle = out[index][len(LEVELS) // 2]
-                    out[index] = middle + (out[index] - middle) * _WIDEN + _widening(middle)
-        _fill_unknown(out, history)
+                    middle = out[index][len(self._levels) // 2]
+                    out[index] = middle + (out[index] - middle) * _WIDEN + _widening(middle, self._levels)
+        _fill_unknown(out, history, self._levels)
         error = self._recent_error(history, slots_a_day)
         fade = 0.5 ** (np.arange(slots) / _FADE_SLOTS)
-        out += np.where(out > 0, error * fade[:, None], 0.0)
-        quantiles: Array = np.maximum(np.sort(out, axis=1), 0.0)
-        return quantiles
+        out += error * fade[:, None] if signed else np.where(out > 0, error * fade[:, None], 0.0)
+        quantiles: Array = np.sort(out, axis=1)
+        return quantiles if signed else np.maximum(quantiles, 0.0)
 
     def _recent_error(self, history: Array, slots_a_day: int) -> float:
         """By how much the last slots were above their usual value."""
@@ -83,20 +91,20 @@ def _same_slot(history: Array, index: int, slots_a_day: int) -> tuple[Array, Arr
     return values[known], 0.5 ** (ages[known] / _HALF_LIFE_DAYS)
 
 
-def _weighted_quantiles(values: Array, weights: Array) -> Array:
+def _weighted_quantiles(values: Array, weights: Array, levels: Sequence[float]) -> Array:
     order = np.argsort(values)
     values, weights = values[order], weights[order]
     centres = (np.cumsum(weights) - weights / 2) / np.sum(weights)
-    return np.interp(LEVELS, centres, values)
+    return np.interp(levels, centres, values)
 
 
-def _widening(middle: float) -> Array:
-    return (np.asarray(LEVELS) - 0.5) * middle * 0.5
+def _widening(middle: float, levels: Sequence[float]) -> Array:
+    return (np.asarray(levels) - 0.5) * middle * 0.5
 
 
-def _fill_unknown(out: Array, history: Array) -> None:
+def _fill_unknown(out: Array, history: Array, levels: Sequence[float]) -> None:
     """Slots of the day never seen get the spread of everything seen; where nothing was ever seen they stay NaN, never 0."""
     unknown = np.isnan(out[:, 0])
     known = history[~np.isnan(history)]
     if unknown.any() and len(known):
-        out[unknown] = np.quantile(known, LEVELS)
+        out[unknown] = np.quantile(known, levels)

@@ -29,6 +29,7 @@ CODES = {
 WORDS = {"u16": 1, "s16": 1, "u32": 2, "s32": 2, "u64": 4, "s64": 4, "f32": 2, "f64": 4}
 _ILLEGAL_ADDRESS, _ILLEGAL_VALUE = 2, 3
 _NOT_COUNTED = 0xFFFF
+_RELEARNED_AT_MOST = 2
 _EXPONENT_LIMIT = 10
 """SunSpec Device Information Model Specification: a scale factor is -10 to 10; any other is none."""
 _REFUSED_AGAIN_NS = 300 * NS_PER_S
@@ -52,6 +53,8 @@ class _Location(NamedTuple):
     high: int | None = None
     """Register of the high word, where it is not beside the low one."""
     bias: float = 0.0
+    scale_at: int | None = None
+    """Register of the SunSpec scale factor that is in ``factor``; a device may move it while it runs."""
 
     @property
     def parts(self) -> list[tuple[int, int]]:
@@ -68,6 +71,8 @@ class _Plan:
     block: Block
     request: Request
     decoder: decode.BlockDecoder
+    scales: tuple[tuple[int, int], ...] = ()
+    """Scale factors in the block: register from its start, and what the decoder takes it for."""
 
 
 class ModbusDriver(BaseDriver):
@@ -97,6 +102,8 @@ class ModbusDriver(BaseDriver):
         self._link = link
         self._models: dict[int, sunspec.ModelAt] = {}
         self._locations: dict[str, _Location] = {}
+        self._scales: dict[int, int] = {}
+        """Register of each scale factor, and what was read there."""
         self._plans: list[_Plan] = []
         self._apart: list[tuple[int, _Location]] = []
         """Points whose two words are in no block together."""
@@ -113,23 +120,39 @@ class ModbusDriver(BaseDriver):
 
     async def _open(self) -> None:
         link = self._link
-        link.probing = self._said
+        link.probing = True  # until it has answered, whoever is known to be there goes first
         await link.open()
         for identity in self.template.identity:
             await self._identify(identity)
         if self.template.protocol == "sunspec":
             self._models = await sunspec.discover(link)
+            if self.template.makes:
+                make = await sunspec.make_of(link, self._models)
+                if not sunspec.is_make(make, self.template.makes):
+                    raise ConfigurationError(
+                        f"{self.asset.id}: {self.template.id} is for {' or '.join(self.template.makes)}, and the device says "
+                        f"that {make or 'nobody'} made it"
+                    )
         constants: dict[int, int | None] = {}
-        self._locations = {
-            model.id: await self._locate(model, constants)
-            for model in (*self.template.points, *self.template.settings)
-            if model.sum is None
-        }
+        await self._learn(constants)
         self._refused.clear()
         self._make_plan()
         if self.template.protocol == "modbus" and not self.template.identity:
             await self._knock()
         link.probing = False
+
+    async def _learn(self, constants: dict[int, int | None]) -> None:
+        """Find every point; ``constants`` are registers that are known already."""
+        self._locations = {
+            model.id: await self._locate(model, constants)
+            for model in (*self.template.points, *self.template.settings)
+            if model.sum is None
+        }
+        self._scales = {
+            location.scale_at: int(constants[location.scale_at] or 0)
+            for location in self._locations.values()
+            if location.scale_at is not None
+        }
 
     async def _identify(self, identity: IdentityModel) -> None:
         """Raises :class:`ConfigurationError` where it is another device, or one that is set up in another way."""
@@ -181,7 +204,10 @@ class ModbusDriver(BaseDriver):
         exponent = await self._exponent(place, found, constants)
         factor = 0.0 if exponent is None else model.scale * model.sign * 10.0**exponent
         function = _write_function(model, place.type)
-        return _Location(3, function, place.address, place.type, False, factor, place.sentinel, bias=model.offset)
+        return _Location(
+            3, function, place.address, place.type, False, factor, place.sentinel, bias=model.offset,
+            scale_at=place.scale_address if exponent is not None else None,
+        )  # fmt: skip
 
     async def _exponent(
         self, place: sunspec.Place, found: sunspec.ModelAt, constants: dict[int, int | None]
@@ -226,6 +252,10 @@ class ModbusDriver(BaseDriver):
             for start, end in parts:  # of one point there are two where its words lie apart
                 span = _span(function=function, start=start, end=end)
                 spans[span] = (*spans.get(span, ()), *indices)
+        for model in self.template.points:  # with what they are scaled by, as of the same moment
+            scale_at = self._locations[model.id].scale_at if model.sum is None else None
+            if scale_at is not None:
+                spans.setdefault(_span(function=3, start=scale_at, end=scale_at + 1), ())
         self._spans = spans
         for span in self._refused & self._spans.keys():
             for index in self._spans[span]:
@@ -262,7 +292,13 @@ class ModbusDriver(BaseDriver):
             if _holds(block, self._location(index))
         ]
         request = (block.function, block.start, block.count)
-        return _Plan(block=block, request=request, decoder=_decoder(rows, block.start))
+        scales = tuple(
+            (register - block.start, raw)
+            for register, raw in self._scales.items()
+            if block.function == 3 and block.start <= register < block.start + block.count
+        )
+        believed = [self.believed(self.template.points[index]) for index, _ in rows]
+        return _Plan(block=block, request=request, decoder=_decoder(rows, block.start, believed), scales=scales)
 
     def _location(self, index: int) -> _Location:
         return self._locations[self.template.points[index].id]
@@ -277,18 +313,30 @@ class ModbusDriver(BaseDriver):
             self._refused.clear()
             self._make_plan()
         done: dict[Block, array[int]] = {}
+        relearned = 0
         waiting = self._plans
         while waiting:
             answers = await self._link.read_many([plan.request for plan in waiting])
             refused = None
+            moved: dict[int, int | None] = {}
             for plan, answer in zip(waiting, answers, strict=True):
                 if isinstance(answer, RefusedError):
                     if answer.code != _ILLEGAL_ADDRESS and not self._too_long(plan.block, answer):
                         raise answer
                     refused = refused or (plan.block, answer.code)
                 else:
+                    for offset, raw in plan.scales:
+                        if answer[offset] != raw:
+                            moved[plan.block.start + offset] = answer[offset]
                     plan.decoder.decode(answer, self.values, self.qualities)
                     done[plan.block] = answer
+            if moved:  # nothing that was decoded with the old ones counts
+                relearned += 1
+                if relearned > _RELEARNED_AT_MOST:
+                    raise UnavailableError(f"{self.asset.id}: its scale factors change faster than it can be read")
+                await self._relearn(moved)
+                done, waiting = {}, self._plans
+                continue
             if refused is None:
                 break
             if refused[1] == _ILLEGAL_ADDRESS:
@@ -299,6 +347,13 @@ class ModbusDriver(BaseDriver):
         for index, location in self._apart:
             self._join(index, location, done)
         self.source_times_ns[:] = array("q", [now]) * len(self.source_times_ns)
+
+    async def _relearn(self, moved: Mapping[int, int | None]) -> None:
+        """Scale factors have moved: find out what every point is now."""
+        self.counters["relearned"] += 1
+        constants: dict[int, int | None] = {**self._scales, **moved}
+        await self._learn(constants)
+        self._make_plan()
 
     def _too_long(self, block: Block, error: RefusedError) -> bool:
         """Whether it may be the length of the request that the device refuses, and a shorter one is possible."""
@@ -321,9 +376,8 @@ class ModbusDriver(BaseDriver):
                 ):
                     words.append(registers[address - block.start])
                     break
-        _decoder([(index, location._replace(address=0, high=None, little=False))], 0).decode(
-            words, self.values, self.qualities
-        )
+        row = (index, location._replace(address=0, high=None, little=False))
+        _decoder([row], 0, [self.believed(self.template.points[index])]).decode(words, self.values, self.qualities)
 
     def _split(self, block: Block) -> None:
         """The device refuses a register of a block: plan around its holes, then by single spans, then without them.
@@ -360,6 +414,11 @@ class ModbusDriver(BaseDriver):
 
     async def _write(self, setting: PointModel, value: float) -> None:
         location = self._locations[setting.id]
+        if location.scale_at is not None:
+            raw = (await self._link.read(3, location.scale_at, 1))[0]
+            if raw != self._scales[location.scale_at]:
+                await self._relearn({location.scale_at: raw})
+                location = self._locations[setting.id]
         if not location.factor:
             raise ConfigurationError(f"{self.asset.id} does not implement {setting.id}")
         registers = encode_value(value / location.factor, location.type, little=location.little)
@@ -434,8 +493,13 @@ def _covers(block: Block, span: Span) -> bool:
     return span.function == block.function and block.start <= span.start and span.end <= block.start + block.count
 
 
-def _decoder(rows: Sequence[tuple[int, _Location]], start: int) -> decode.BlockDecoder:
-    """For points (index in the result, place) in a block that begins at register ``start``."""
+def _decoder(
+    rows: Sequence[tuple[int, _Location]], start: int, believed: Sequence[tuple[float, float]] | None = None
+) -> decode.BlockDecoder:
+    """For points (index in the result, place) in a block that begins at register ``start``.
+
+    ``believed`` is the least and the largest value of each that is no garbage.
+    """
     return decode.BlockDecoder(
         array("i", [location.address - start for _, location in rows]),
         array("i", [CODES[location.type] for _, location in rows]),
@@ -446,6 +510,8 @@ def _decoder(rows: Sequence[tuple[int, _Location]], start: int) -> decode.BlockD
         array("i", [index for index, _ in rows]),
         array("i", [-1 if location.high is None else location.high - start for _, location in rows]),
         array("d", [location.bias for _, location in rows]),
+        None if believed is None else array("d", [least for least, _ in believed]),
+        None if believed is None else array("d", [most for _, most in believed]),
     )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import random
 import ssl
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 
 _MBAP = struct.Struct(">HHHB")
 _MAX_PDU = 253
+_PROBE_PAUSE = 9.0
+"""After a probe that was in vain no other one for so many times as long: a tenth of a line's time at most."""
 _SCRATCH = memoryview(bytearray(4096))
 """Where sockets put what they read, taken over before anybody else reads; one event loop has all lines of a process."""
 _ABANDONED_AT_MOST = 64
@@ -84,12 +87,17 @@ class Tls:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if self.certificate is not None:
             try:
-                context.load_cert_chain(self.certificate, self.key)
-            except (OSError, ssl.SSLError) as error:
+                context.load_cert_chain(self.certificate, self.key, password=_no_password)
+            except (OSError, ssl.SSLError, ValueError) as error:
                 raise ConfigurationError(
                     f"tls.certificate: {self.certificate} and its key cannot be used ({error})"
                 ) from error
         return context
+
+
+def _no_password() -> str:
+    """OpenSSL would ask on the terminal, and everything else would wait."""
+    raise ValueError("the key has a password; give one without, readable only for us")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +167,13 @@ class Line(asyncio.BufferedProtocol):
         self.tap: Tap | None = None
         self.took_s = 0.0
         """From the last request to its last answer."""
+        self.timeout_s = 0.0
+        """The longest that any unit of the line may take for an answer."""
+        self.units: set[int] = set()
+        """Units that somebody of ours asks for."""
+        self.slowest_s = 0.0
+        """The longest that a unit took which was heard."""
+        self._probe_at = -math.inf
         self.shared = False
         """Whether somebody else waits while one is asked."""
         self._rtu = endpoint.rtu or endpoint.serial is not None
@@ -168,6 +183,8 @@ class Line(asyncio.BufferedProtocol):
         self._transport: asyncio.WriteTransport | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._users = 0
+        self._hoping = 0
+        """Who wait for the connection."""
         self._busy = False
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._probing: deque[asyncio.Future[None]] = deque()
@@ -200,19 +217,25 @@ class Line(asyncio.BufferedProtocol):
             UnavailableError: Nothing answers there.
             ConfigurationError: The port or a certificate cannot be used.
         """
-        if self._transport is None:
+        if self._transport is None or self._connecting is not None:  # also in the pause after it was made
             if self._connecting is None:
                 self._connecting = asyncio.get_running_loop().create_task(
                     self._connect(timeout_s), name=f"line {self.endpoint.name}"
                 )
                 self._connecting.add_done_callback(self._connected)
-            await asyncio.shield(self._connecting)
+            self._hoping += 1
+            try:
+                await asyncio.shield(self._connecting)
+            finally:
+                self._hoping -= 1
+                if not self._hoping and not self._users and self._connecting is not None:
+                    self._connecting.cancel()  # nobody wants it any more
         self._users += 1
 
     def _connected(self, task: asyncio.Task[None]) -> None:
         self._connecting = None
-        if not task.cancelled():
-            task.exception()  # those who waited have it
+        if task.cancelled() or task.exception() is not None:  # those who waited have it
+            self.drop()
 
     async def _connect(self, timeout_s: float) -> None:
         loop = self._loop = asyncio.get_running_loop()
@@ -280,7 +303,8 @@ class Line(asyncio.BufferedProtocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._transaction = random.randrange(0x10000)
-        self._drain_until = 0.0
+        if self._rtu:  # what was asked before may still be answered, by a converter or out of a port's buffer
+            self._drain(self._quiet_s)
         self.counters["connections"] += 1
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -322,6 +346,8 @@ class Line(asyncio.BufferedProtocol):
         Raises:
             UnavailableError: An answer did not come, or something came that is not one.
         """
+        if probe and self.shared:
+            await self._patience()
         if self._busy:
             await self._acquire(probe=probe)
         self._busy = True
@@ -344,16 +370,28 @@ class Line(asyncio.BufferedProtocol):
             try:
                 await done
                 self.took_s = loop.time() - began
+                self.slowest_s = max(self.slowest_s, self.took_s / len(pdus))
             except asyncio.CancelledError:
                 self._doubt(batch)
                 raise
             finally:
                 self._batch = None
+                if probe and not (done.done() and not done.cancelled() and done.exception() is None):
+                    self._probe_at = loop.time() + _PROBE_PAUSE * (loop.time() - began)
                 if self._gap_s:
                     self._free_at = loop.time() + self._gap_s
             return batch.answers
         finally:
             self._release()
+
+    async def _patience(self) -> None:
+        """Units that do not answer have a small share of the line's time together."""
+        loop = asyncio.get_running_loop()
+        for _ in range(_DRAINS_AT_MOST):
+            wait = self._probe_at - loop.time()
+            if wait <= 0:
+                return
+            await asyncio.sleep(wait)
 
     async def _pause(self) -> None:
         """What the other end needs between requests, and what an answer that was not waited for may still take."""
@@ -412,7 +450,7 @@ class Line(asyncio.BufferedProtocol):
     def _doubt(self, batch: _Batch) -> None:
         """An answer may still come: on TCP its identifiers are remembered, on RTU the line is listened to."""
         if self._rtu:
-            self._drain(batch.timeout_s)
+            self._drain(max(batch.timeout_s, self.timeout_s))
             return
         for offset in range(batch.sent - len(batch.answers)):
             self._abandoned.append((self._oldest + offset) & 0xFFFF)
@@ -425,6 +463,8 @@ class Line(asyncio.BufferedProtocol):
     def _fail(self, why: str) -> None:
         batch = self._batch
         if batch is not None and not batch.done.done():
+            if self.tap is not None:
+                self.tap("silence", batch.unit, b"")
             batch.done.set_exception(UnavailableError(f"unit {batch.unit} at {self.endpoint.name}: {why}"))
 
     # -- what comes
@@ -479,7 +519,7 @@ class Line(asyncio.BufferedProtocol):
 
     def _rtu_received(self, data: bytes) -> None:
         batch = self._batch
-        if batch is None or batch.done.done():
+        if batch is None or batch.done.done() or len(batch.answers) >= batch.sent:
             self.counters["late"] += 1
             self._drain(self._quiet_s)  # the rest of it may be on its way
             return
@@ -520,6 +560,11 @@ class Line(asyncio.BufferedProtocol):
             self._send_more(batch)
 
     def _send_more(self, batch: _Batch) -> None:
+        loop = self._loop
+        if self._rtu and loop is not None and (wait := self._drain_until - loop.time()) > 0:
+            batch.deadline += wait
+            loop.call_later(wait, self._send_more, batch)
+            return
         if batch is self._batch and not batch.done.done() and self._transport is not None:
             self._send(self._transport, batch)
 
@@ -529,7 +574,7 @@ class Line(asyncio.BufferedProtocol):
         if self._rtu:
             self._buffer = b""
             if self._batch is not None:
-                self._drain(self._batch.timeout_s)
+                self._drain(max(self._batch.timeout_s, self.timeout_s))
             self._fail(what)
         else:
             self.drop(what)

@@ -27,7 +27,7 @@ _FAILING = {
 _READ = struct.Struct(">BHH")
 _SWAP = byteorder == "little"
 
-_PROBE_AT_LEAST_S, _PROBE_TIMES = 0.05, 3.0
+_PROBE_AT_LEAST_S, _PROBE_TIMES, _IN_VAIN_AT_MOST = 0.05, 3.0, 16
 
 Request = tuple[int, int, int]
 """Function, first register, number of registers."""
@@ -57,9 +57,12 @@ class ModbusLink:
 
     def __init__(self, line: Line, unit: int, *, timeout_s: float) -> None:
         self.line, self.unit = line, unit
+        line.units.add(unit)
+        line.timeout_s = max(line.timeout_s, timeout_s)
         self.timeout_s = timeout_s
         self._open = False
         self._slowest_s = 0.0
+        self._in_vain = 0
         self.probing = False
         """Others on the line go first: it is not known whether this unit is there."""
 
@@ -147,9 +150,15 @@ class ModbusLink:
     async def _ask(self, pdus: Sequence[bytes]) -> list[bytes]:
         """Ask for what can be asked again. Whoever is known to be slow is waited for, whoever is absent not for long."""
         line, timeout_s = self.line, self.timeout_s
-        if self.probing and line.shared and self._slowest_s:
-            timeout_s = min(timeout_s, _PROBE_AT_LEAST_S + _PROBE_TIMES * self._slowest_s)
-        answers = await line.ask(self.unit, pdus, timeout_s, probe=self.probing)
+        if self.probing and line.shared and line.slowest_s:  # longer each time in vain: it may be slower than it was
+            short = _PROBE_AT_LEAST_S + _PROBE_TIMES * (self._slowest_s or line.slowest_s)
+            timeout_s = min(timeout_s, short * 2**self._in_vain)
+        try:
+            answers = await line.ask(self.unit, pdus, timeout_s, probe=self.probing)
+        except UnavailableError:
+            self._in_vain = min(self._in_vain + 1, _IN_VAIN_AT_MOST) if self.probing else 0
+            raise
+        self._in_vain = 0
         self._slowest_s = max(self._slowest_s, line.took_s / len(pdus))
         return answers
 

@@ -19,20 +19,24 @@ log = logging.getLogger(__name__)
 
 _MBAP = struct.Struct(">HHHB")
 _CLIENTS_AT_MOST = 8
-_ILLEGAL_FUNCTION, _ILLEGAL_VALUE, _NOBODY = 1, 3, 11
+_ILLEGAL_FUNCTION, _ILLEGAL_VALUE, _NO_PATH, _NOBODY = 1, 3, 10, 11
+_IDLE_S = 60.0
 
 
 class ModbusProxy:
     """Modbus TCP in, a line out.
 
+    Only the units that we ask ourselves can be asked through it, and one request of all its clients is on its way at once.
+
     Args:
         line: Of the device; it has to be open by whoever owns it.
-        timeout_s: Longest wait for an answer of the device.
+        idle_s: A client that says nothing for so long makes room for another.
     """
 
-    def __init__(self, line: Line, *, timeout_s: float) -> None:
+    def __init__(self, line: Line, *, idle_s: float = _IDLE_S) -> None:
         self._line = line
-        self._timeout_s = timeout_s
+        self._idle_s = idle_s
+        self._one = asyncio.Lock()
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.StreamWriter] = set()
         self.counters: Counter[str] = Counter()
@@ -65,14 +69,17 @@ class ModbusProxy:
         self._clients.add(writer)
         try:
             while True:
-                transaction, protocol, length, unit = _MBAP.unpack(await reader.readexactly(_MBAP.size))
+                async with asyncio.timeout(self._idle_s):
+                    header = await reader.readexactly(_MBAP.size)
+                transaction, protocol, length, unit = _MBAP.unpack(header)
                 if protocol != 0 or not 2 <= length <= 254:
                     return
-                pdu = await reader.readexactly(length - 1)
+                async with asyncio.timeout(self._idle_s):
+                    pdu = await reader.readexactly(length - 1)
                 answer = await self._answer(unit, pdu)
                 writer.write(_MBAP.pack(transaction, 0, len(answer) + 1, unit) + answer)
                 await writer.drain()
-        except (asyncio.IncompleteReadError, OSError):
+        except (asyncio.IncompleteReadError, OSError):  # a time-out is one of them
             return
         finally:
             self._clients.discard(writer)
@@ -87,8 +94,11 @@ class ModbusProxy:
         count = int.from_bytes(pdu[3:5], "big")
         if len(pdu) != 5 or not 1 <= count <= 125:
             return bytes([function | 0x80, _ILLEGAL_VALUE])
+        if unit not in self._line.units:
+            return bytes([function | 0x80, _NO_PATH])
         try:
-            answer = (await self._line.ask(unit, (pdu,), self._timeout_s, probe=True))[0]
+            async with self._one:
+                answer = (await self._line.ask(unit, (pdu,), self._line.timeout_s, probe=True))[0]
         except UnavailableError:
             answer = b""
         whole = len(answer) == 2 + 2 * count and answer[0] == function and answer[1] == 2 * count

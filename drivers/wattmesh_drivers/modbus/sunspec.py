@@ -5,16 +5,17 @@ Source: SunSpec Device Information Model Specification 1.2, and the model defini
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from wattmesh_a2a.errors import ConfigurationError, UnavailableError
 
+import firmware_configs
 from wattmesh_drivers.modbus.link import ModbusLink, RefusedError
 
 BASES = (40000, 0, 50000)
@@ -22,6 +23,7 @@ BASES = (40000, 0, 50000)
 _MARKER = (0x5375, 0x6E53)
 _END = 0xFFFF
 _MODELS_AT_MOST = 100
+_RATING_AT_MOST = 1e8
 
 TYPES: dict[str, tuple[str, int | None]] = {
     "int16": ("s16", -0x8000), "uint16": ("u16", 0xFFFF), "acc16": ("u16", None), "enum16": ("u16", 0xFFFF),
@@ -64,7 +66,7 @@ class Place:
 @cache
 def model_definition(model: int) -> dict[str, Any]:
     """The definition of a model; raises :class:`ConfigurationError`."""
-    path = importlib.resources.files("firmware_configs") / "sunspec" / f"model_{model}.json"
+    path = Path(firmware_configs.__file__).parent / "sunspec" / f"model_{model}.json"
     if not path.is_file():
         raise ConfigurationError(f"SunSpec model {model} has no definition in firmware_configs/sunspec")
     definition: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -103,17 +105,29 @@ async def _walk(link: ModbusLink, address: int) -> dict[int, ModelAt]:
     raise UnavailableError(f"{link.name}: the SunSpec model chain has no end")
 
 
-async def product_of(link: ModbusLink, models: Mapping[int, ModelAt]) -> str:
-    """Manufacturer, model and serial number of the common model (1), as the device tells them; empty where it has none."""
+async def make_of(link: ModbusLink, models: Mapping[int, ModelAt]) -> str:
+    """Manufacturer of the common model (1), as the device tells it; empty where it has none."""
+    return await _text(link, models, "Mn")
+
+
+def is_make(make: str, makes: Sequence[str]) -> bool:
+    """Whether a device's manufacturer is one of a template's, whatever the case and the form of the company."""
+    return any(make.casefold().startswith(one.casefold()) for one in makes)
+
+
+async def _text(link: ModbusLink, models: Mapping[int, ModelAt], name: str) -> str:
     common = models.get(1)
     if common is None:
         return ""
-    parts = []
-    for name, size in (("Mn", 16), ("Md", 16), ("SN", 16)):
-        offset = _offsets(model_definition(1))[0][name][0]
-        words = await link.read(3, common.address + offset, size)
-        text = b"".join(word.to_bytes(2, "big") for word in words).split(b"\0")[0]
-        parts.append("".join(one for one in text.decode("ascii", "replace") if one.isprintable()).strip())
+    offset, definition = _offsets(model_definition(1))[0][name]
+    words = await link.read(3, common.address + offset, definition["size"])
+    text = b"".join(word.to_bytes(2, "big") for word in words).split(b"\0")[0]
+    return "".join(one for one in text.decode("ascii", "replace") if one.isprintable()).strip()
+
+
+async def product_of(link: ModbusLink, models: Mapping[int, ModelAt]) -> str:
+    """Manufacturer, model and serial number of the common model (1), as the device tells them; empty where it has none."""
+    parts = [await _text(link, models, name) for name in ("Mn", "Md", "SN")]
     return " ".join(part for part in parts if part)
 
 
@@ -132,8 +146,9 @@ async def rating_of(link: ModbusLink, models: Mapping[int, ModelAt], point: str,
         if place.scale_address is not None:
             word = (await link.read(3, place.scale_address, 1))[0]
             exponent = word - 0x10000 if word & 0x8000 else word
-        if raw and raw != place.sentinel and abs(exponent) <= 10:
-            return raw * 10.0**exponent
+        value = raw * 10.0**exponent if raw != place.sentinel and abs(exponent) <= 10 else 0.0
+        if 0 < value <= _RATING_AT_MOST:
+            return value
     return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Unpack
@@ -106,13 +106,17 @@ class OpcUaDriver(BaseDriver):
         self._session_of_url()  # a wrong URL is found now and not at the first poll
         count = len(template.points)
         self._readable = [index for index, model in enumerate(template.points) if model.sum is None]
-        self._rows = [(model.scale * model.sign, model.offset, model.sentinel) for model in template.points]
+        self._rows = [
+            (model.scale * model.sign, model.offset, model.sentinel, *self.believed(model)) for model in template.points
+        ]
         self._dead_bands = [model.dead_band or 0.0 for model in template.points]
         self._held = array("d", [math.nan] * count)
         """Values as they came; a poll copies them, so that what a subscription tells between two polls waits for the next."""
         self._held_qualities = bytearray([Quality.BAD] * count)
         self._held_times_ns = array("q", [0] * count)
         self.known_times_ns = array("q", [0] * count)
+        self.tap: Callable[[Sequence[tuple[str, object, int]]], None] | None = None
+        """Told of values as they came, with their status codes, by point; for recordings."""
         self._session: Session | None = None
         self._subscription: Subscription | None = None
         self._nodes: dict[str, ua.NodeId] = {}
@@ -304,7 +308,7 @@ class OpcUaDriver(BaseDriver):
         band = self._dead_bands[index]
         if band and self._held_qualities[index] == Quality.GOOD:
             raw = result.Value.Value if result.Value is not None else None
-            factor, offset, _ = self._rows[index]
+            factor, offset, *_ = self._rows[index]
             good = result.StatusCode is None or result.StatusCode.value < _UNCERTAIN
             if good and isinstance(raw, int | float) and abs(raw * factor + offset - self._held[index]) <= band:
                 self.counters["inside_dead_band"] += 1
@@ -321,9 +325,10 @@ class OpcUaDriver(BaseDriver):
             status = result.StatusCode
             code = 0 if status is None else status.value
             raw = result.Value.Value if result.Value is not None else None
-            factor, offset, sentinel = rows[index]
-            if code < _BAD and isinstance(raw, int | float) and raw != sentinel and math.isfinite(raw):
-                values[index] = raw * factor + offset
+            factor, offset, sentinel, least, most = rows[index]
+            value = raw * factor + offset if isinstance(raw, int | float) and raw != sentinel else math.nan
+            if code < _BAD and least <= value <= most and math.isfinite(value):  # nan is in no range
+                values[index] = value
                 qualities[index] = Quality.GOOD if code < _UNCERTAIN else Quality.UNCERTAIN
             else:
                 values[index] = math.nan
@@ -334,6 +339,17 @@ class OpcUaDriver(BaseDriver):
             if stamp != last or stamp is None:
                 last, last_ns = stamp, _ns_of(stamp) or _ns_of(result.ServerTimestamp) or now_ns
             times[index] = last_ns
+        if self.tap is not None:
+            self.tap(
+                [
+                    (
+                        self.template.points[index].id,
+                        result.Value.Value if result.Value is not None else None,
+                        0 if result.StatusCode is None else result.StatusCode.value,
+                    )
+                    for index, result in zip(indices, results, strict=True)
+                ]
+            )
 
     # -- settings
 

@@ -42,6 +42,7 @@ FAULTS = (OSError, ua.UaError, ValueError, TypeError, LookupError, struct.error)
 T = TypeVar("T")
 
 _PORT = 4840
+_MESSAGE_AT_MOST, _CHUNKS_AT_MOST = 16 * 1024 * 1024, 256
 _SESSION_MS = 60_000
 """After so long without a call the server forgets a session: one that we left behind in a crash blocks no new one for an hour."""
 _CHANNEL_MS = 3_600_000
@@ -134,6 +135,7 @@ class Session:
         client = self._client = Client(self.url, timeout=self._timeout_s)
         client.name = client.description = "WattMesh"
         client.product_uri = client.application_uri = "urn:wattmesh:gateway"
+        client.max_messagesize, client.max_chunkcount = _MESSAGE_AT_MOST, _CHUNKS_AT_MOST
         client.session_timeout = _SESSION_MS
         client.secure_channel_timeout = _CHANNEL_MS
         now = datetime.fromtimestamp(self._utc_ns() / 1e9, tz=UTC)

@@ -19,6 +19,7 @@ from wattmesh_edge.agents.planner import (
     Storage,
     ValueOfStorage,
     battery_policy,
+    charge_level_w,
     expected_grid_wh,
     value_of_storage,
 )
@@ -52,6 +53,8 @@ class Outlook:
     strategy: Strategy | None = None
     value: ValueOfStorage | None = None
     net_wh: tuple[float, ...] = ()
+    import_ticks: tuple[int, ...] = ()
+    """Prices of the same slots."""
     grid_wh: tuple[float, ...] = ()
     """Expected exchange with the grid of the slots from ``value.start_ns`` on."""
     source: str = "self-consumption"
@@ -104,8 +107,15 @@ class Outlook:
         self.source = known[0][1]
         prices = [self.tariff.import_price_ticks(start + index * SLOT_NS) for index in range(len(known))]
         feed_in = self.tariff.feed_in_ticks()
+        self.import_ticks = tuple(prices)
         self.value = value_of_storage(self.storage, self.net_wh, prices, feed_in, start_ns=start, slot_s=SLOT_S)
         self.grid_wh = tuple(expected_grid_wh(self.storage, self.value, stored_wh, self.net_wh, prices, feed_in))
+
+    def charge_level_w(self, now_ns: int, stored_wh: float) -> float | None:
+        """Grid power up to which the battery may be charged from the grid now; none without a plan."""
+        if self.value is None:
+            return None
+        return charge_level_w(self.storage, self.value, now_ns, stored_wh, self.net_wh, self.import_ticks)
 
     def forget_before(self, now_ns: int) -> None:
         """Drop what is over."""
@@ -174,7 +184,8 @@ class SiteAgent(ABC):
             priority, source = Priority.MARKET_COMMITMENT, f"{self.name}:market"
         slope = outlook.value.slope_ticks(now, stored) if outlook.value is not None else None
         price, feed_in = outlook.tariff.import_price_ticks(now), outlook.tariff.feed_in_ticks()
-        power = battery_policy(rest - committed_w, stored, outlook.reserved(), slope, price, feed_in)
+        level = outlook.charge_level_w(now, stored)
+        power = battery_policy(rest - committed_w, stored, outlook.reserved(), slope, price, feed_in, level)
         return [
             Proposal(
                 asset_id=GRID_CONNECTION,

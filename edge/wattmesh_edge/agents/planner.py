@@ -8,6 +8,12 @@ stored watt-hour, and the control cycle compares it with the price of the moment
 - cover the site's own deficit when the price is above the slope divided by the efficiency,
 - take surplus whenever it would otherwise be sold below the slope times the efficiency.
 
+What the grid should add is drawn at one level over all the time that is as cheap (:func:`charge_level_w`), never at full power
+before the expensive hours: the same energy at the same price, without a peak of its own.
+
+Expected net load may come with its spread: the cost to go is then the mean over a low, a middle and a high slot, each with its own
+best answer, as the battery will follow what is measured (stochastic dynamic programming with recourse).
+
 So a wrong forecast costs little: what is done now follows what is measured now.
 """
 
@@ -17,6 +23,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 LEVELS = 33
+_OFF = 1.2247448713915890
+"""Three points of equal weight with the mean and variance of a normal distribution lie √1.5 standard deviations out."""
 CYCLE_COST_TICKS = 100
 """Wear of the battery a kWh discharged, in ticks (1 ct): keeps it from trading for next to nothing."""
 
@@ -42,6 +50,17 @@ class ValueOfStorage:
     efficiency: float
     cost: tuple[tuple[float, ...], ...]
     """One row a slot boundary, in tick · Wh; one column a level of stored energy."""
+
+    def worth_wh(self, utc_ns: int, ticks: float) -> float | None:
+        """Stored energy up to which the next watt-hour is worth more than ``ticks``; none outside the horizon."""
+        if self.slope_ticks(utc_ns, 0.0) is None:
+            return None
+        low, high = 0.0, (len(self.cost[0]) - 1) * self.step_wh
+        for _ in range(10):
+            middle = (low + high) / 2
+            slope = self.slope_ticks(utc_ns, middle)
+            low, high = (middle, high) if slope is not None and slope > ticks else (low, middle)
+        return low
 
     @property
     def end_ns(self) -> int:
@@ -76,6 +95,7 @@ def value_of_storage(
     *,
     start_ns: int,
     slot_s: int,
+    spread_wh: Sequence[float] | None = None,
 ) -> ValueOfStorage:
     """Solve for the cost to go.
 
@@ -86,6 +106,7 @@ def value_of_storage(
         feed_in_ticks: Price of exported energy.
         start_ns: UTC start of the first slot.
         slot_s: Length of a slot.
+        spread_wh: Standard deviation of each slot's net load; none for a forecast taken as certain.
     """
     step = storage.energy_wh / (LEVELS - 1)
     reach = max(1, int(storage.power_w * slot_s / 3600 / step))
@@ -95,20 +116,26 @@ def value_of_storage(
     last_worth = min(import_ticks) * one_way if import_ticks else 0.0
     after = [-level * step * last_worth for level in range(LEVELS)]
     rows = [tuple(after)]
-    for net, price in zip(reversed(net_wh), reversed(import_ticks), strict=True):
-        costs = []
-        for move in range(-reach, reach + 1):
-            battery = move * step / one_way if move > 0 else move * step * one_way
-            grid = net + battery
-            worn = -battery * wear if move < 0 else 0.0
-            costs.append((grid * price if grid > 0 else grid * feed_in_ticks) + worn)
-        before = []
-        for level in range(LEVELS):
-            low, high = max(-reach, -level), min(reach, LEVELS - 1 - level)
-            before.append(
-                min(map(float.__add__, costs[low + reach : high + reach + 1], after[level + low : level + high + 1]))
-            )
-        after = before
+    spreads = spread_wh if spread_wh is not None else [0.0] * len(net_wh)
+    for net, price, spread in zip(reversed(net_wh), reversed(import_ticks), reversed(spreads), strict=True):
+        befores = []
+        for off in (-_OFF * spread, 0.0, _OFF * spread) if spread > 0 else (0.0,):
+            costs = []
+            for move in range(-reach, reach + 1):
+                battery = move * step / one_way if move > 0 else move * step * one_way
+                grid = net + off + battery
+                worn = -battery * wear if move < 0 else 0.0
+                costs.append((grid * price if grid > 0 else grid * feed_in_ticks) + worn)
+            before = []
+            for level in range(LEVELS):
+                low, high = max(-reach, -level), min(reach, LEVELS - 1 - level)
+                before.append(
+                    min(
+                        map(float.__add__, costs[low + reach : high + reach + 1], after[level + low : level + high + 1])
+                    )
+                )
+            befores.append(before)
+        after = befores[0] if len(befores) == 1 else [sum(three) / 3 for three in zip(*befores, strict=True)]
         rows.append(tuple(after))
     return ValueOfStorage(
         start_ns=start_ns,
@@ -126,6 +153,7 @@ def battery_policy(
     slope_ticks: float | None,
     import_ticks: int,
     feed_in_ticks: int,
+    charge_level_w: float | None = None,
 ) -> float:
     """Battery power for the site's need of this moment.
 
@@ -136,13 +164,17 @@ def battery_policy(
         slope_ticks: Value of stored energy; none means self-consumption.
         import_ticks: Price now.
         feed_in_ticks: What export brings now.
+        charge_level_w: Level up to which the grid may be drawn on for charging; none for the battery's full power.
 
     Returns:
         Power, positive charging.
     """
     one_way = storage.efficiency
-    if slope_ticks is not None and slope_ticks * one_way > import_ticks:
-        return storage.power_w  # the grid is cheaper than what this will replace
+    if charge_level_w is None:
+        if slope_ticks is not None and slope_ticks * one_way > import_ticks:
+            return storage.power_w  # the grid is cheaper than what this will replace
+    elif charge_level_w > max(0.0, rest_w):
+        return min(storage.power_w, charge_level_w - rest_w)
     if rest_w <= 0:
         worth = slope_ticks is None or slope_ticks * one_way >= feed_in_ticks
         return min(-rest_w, storage.power_w) if worth else 0.0
@@ -151,6 +183,48 @@ def battery_policy(
     if slope_ticks is not None and (slope_ticks + CYCLE_COST_TICKS) / one_way >= import_ticks:
         return 0.0  # worth more later
     return -min(rest_w, storage.power_w)
+
+
+def charge_level_w(
+    storage: Storage,
+    value: ValueOfStorage,
+    utc_ns: int,
+    stored_wh: float,
+    net_wh: Sequence[float],
+    import_ticks: Sequence[int],
+) -> float:
+    """The lowest constant grid power at which the energy worth buying is bought by the end of the time that is as cheap.
+
+    Found by filling the expected net load of that time up to a level, as water fills a valley.
+
+    Args:
+        storage: The battery.
+        value: Of stored energy.
+        utc_ns: Now.
+        stored_wh: Energy in the battery.
+        net_wh: Expected net load of the slots from ``value.start_ns`` on.
+        import_ticks: Prices of the same slots.
+    """
+    first = (utc_ns - value.start_ns) // value.slot_ns
+    if not 0 <= first < len(net_wh):
+        return 0.0
+    price, hours = import_ticks[first], value.slot_ns / 3.6e12
+    last = first + 1
+    while last < len(net_wh) and import_ticks[last] <= price:
+        last += 1
+    # At the end of the cheap time: before it, a watt-hour is worth no more than buying it a little later costs.
+    target = value.worth_wh(value.start_ns + (last - 1) * value.slot_ns, price / storage.efficiency)
+    needed = 0.0 if target is None else (target - stored_wh) / storage.efficiency
+    if needed <= 0:
+        return 0.0
+    left = 1 - (utc_ns - value.start_ns - first * value.slot_ns) / value.slot_ns
+    nets = [(net_wh[at] / hours, hours * (max(left, 1 / 3) if at == first else 1.0)) for at in range(first, last)]
+    low, high = 0.0, max(net for net, _ in nets) + storage.power_w
+    for _ in range(14):
+        middle = (low + high) / 2
+        got = sum(min(storage.power_w, max(0.0, middle - net)) * length for net, length in nets)
+        low, high = (middle, high) if got < needed else (low, middle)
+    return high
 
 
 def expected_grid_wh(
@@ -166,7 +240,9 @@ def expected_grid_wh(
     result = []
     for index, (net, price) in enumerate(zip(net_wh, import_ticks, strict=True)):
         slope = value.slope_ticks(value.start_ns + index * value.slot_ns, stored_wh)
-        battery = battery_policy(net / hours, stored_wh, storage, slope, price, feed_in_ticks) * hours
+        now_ns = value.start_ns + index * value.slot_ns
+        level = charge_level_w(storage, value, now_ns, stored_wh, net_wh, import_ticks)
+        battery = battery_policy(net / hours, stored_wh, storage, slope, price, feed_in_ticks, level) * hours
         if battery > 0:
             battery = min(battery, (storage.energy_wh - stored_wh) / storage.efficiency)
             stored_wh += battery * storage.efficiency
