@@ -21,6 +21,9 @@ KERNELS = {
     "wattmesh_cloud.market.book": "cloud/wattmesh_cloud/market/book.pyx",
 }
 
+if sys.maxsize < 2**32:  # a 32-bit gateway runs no market, and the book wants 128-bit products
+    del KERNELS["wattmesh_cloud.market.book"]
+
 
 def compiler_is_missing() -> bool:
     """Whether the compiler that Python was built for (or $CC) cannot be found on PATH."""

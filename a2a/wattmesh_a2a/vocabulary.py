@@ -39,14 +39,22 @@ from wattmesh_a2a.messages import (
     Commitment,
     CommitmentList,
     CommitmentQuery,
+    Executions,
     ForecastIssued,
     GatewayStatus,
     IntervalEnergy,
+    MarketData,
+    MarketLevel,
     MarketRules,
     Message,
+    OrderAmend,
     OrderBatch,
     OrderBatchResult,
+    OrderCancel,
+    OrderPlace,
     OrderResult,
+    OrderResults,
+    ProductData,
     Refused,
     Revoke,
     SiteAnnouncement,
@@ -97,6 +105,42 @@ EXAMPLES: tuple[Message, ...] = (
             OrderResult(client_order_id="home-1-7f3a", status=OrderStatus.ACCEPTED),
             OrderResult(
                 client_order_id="home-1-7f3b", status=OrderStatus.REJECTED, reason=RejectReason.GATE_CLOSED, detail="closed"
+            ),
+        ),
+    ),
+    OrderPlace(participant_id="home-1", area_id="area-1", orders=(_ORDER,)),
+    OrderAmend(
+        participant_id="home-1",
+        area_id="area-1",
+        slot_start_ns=_NOON + 4 * _SLOT,
+        client_order_id="home-1-7f3a",
+        quantity_wh=200,
+        price_ticks=1900,
+    ),
+    OrderCancel(
+        participant_id="home-1", area_id="area-1", slot_start_ns=_NOON + 4 * _SLOT, client_order_ids=("home-1-7f3a",)
+    ),
+    OrderResults(
+        results=(OrderResult(client_order_id="home-1-7f3a", status=OrderStatus.PARTIALLY_FILLED, filled_wh=150, open_wh=50),)
+    ),
+    Executions(participant_id="home-1", area_id="area-1", trades=_COMMITMENT.trades),
+    MarketData(
+        area_id="area-1",
+        time_ns=_NOON,
+        halted=None,
+        products=(
+            ProductData(
+                slot_start_ns=_NOON + 4 * _SLOT,
+                status="continuous",
+                bids=(MarketLevel(price_ticks=1800, quantity_wh=300, orders=2),),
+                asks=(MarketLevel(price_ticks=2000, quantity_wh=100, orders=1),),
+                open_ticks=1900,
+                high_ticks=1950,
+                low_ticks=1900,
+                close_ticks=1950,
+                volume_wh=250,
+                trades=2,
+                index_ticks=1930,
             ),
         ),
     ),
@@ -198,7 +242,8 @@ def example(message: Message) -> dict[str, Any]:
         codec.type_name(one) for one in EXAMPLES if isinstance(one, MarketRules | GatewayStatus | GridEvent)
     }
     answer = isinstance(
-        message, Acknowledged | Refused | OrderBatchResult | CommitmentList | DemandResponseOffer | StatsReport
+        message,
+        Acknowledged | Refused | OrderBatchResult | OrderResults | CommitmentList | DemandResponseOffer | StatsReport,
     )
     fields = codec.to_fields(
         Envelope(

@@ -192,6 +192,13 @@ def create_api(view: CloudView) -> FastAPI:
         lines += [f'wattmesh_site_online{{site="{site}"}} {int(site in view.online)}' for site in view.site_ids()]
         snapshot = view.market.snapshot()
         lines += [f"wattmesh_market_{name} {snapshot[name]}" for name in ("trades", "slots_cleared", "slots_settled")]
+        engine = view.market.engine
+        lines.append(f"wattmesh_market_halted {int(engine.halted is not None)}")
+        lines.append(f"wattmesh_market_ledger_sum_units {engine.ledger.total()}")
+        lines += [
+            f'wattmesh_market_rejects_total{{reason="{reason}"}} {count}'
+            for reason, count in sorted(engine.rejects.items())
+        ]
         return "\n".join(lines) + "\n"
 
     return app

@@ -191,6 +191,9 @@ async def test_metrics_as_prometheus_text(client, view):
     assert 'wattmesh_site_online{site="ann"} 1' in lines
     assert 'wattmesh_site_online{site="bob"} 0' in lines
     assert "wattmesh_market_trades 0" in lines
+    assert "wattmesh_market_halted 0" in lines
+    view.market.engine.rejects["bad_price"] += 2
+    assert 'wattmesh_market_rejects_total{reason="bad_price"} 2' in (await client.get("/metrics")).text.splitlines()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from wattmesh_a2a.clock import NS_PER_S
@@ -314,6 +314,90 @@ def test_a_batch_again_changes_nothing_and_a_name_that_has_traded_is_taken(make_
     assert [row.reason for row in other] == [RejectReason.DUPLICATE_ID, None]
     assert {entry.placed.client_order_id for entry in engine.slots[T].own["ann"].values()} == {"c"}
     assert engine.slots[T].entries["ann", "a"].filled_wh == 30
+
+
+class FirstPriceAtTheClose:
+    """A third party's mechanism: collects, and lets the dearest bid and the cheapest offer alone meet, at the bid."""
+
+    def continuous(self, now_ns, gate_close_ns):
+        return False
+
+    def close(self, book):
+        best = [number for side in (0, 1) for number in book.queue(side)[:1]]
+        for side in (0, 1):
+            for number in book.queue(side):
+                if number not in best:
+                    book.cancel(number)
+        result = book.uncross(pay_as_bid=True)
+        return None if result is None else book.fills()[0][2]
+
+
+def test_another_mechanism_needs_two_methods(make_config, order):
+    engine = MarketEngine(make_config(), mechanism=FirstPriceAtTheClose())
+    for who, side, quantity, price in (("ann", "buy", 10, 30), ("cem", "buy", 10, 25), ("bob", "sell", 15, 20)):
+        one(engine, order(who, side, quantity, price))
+    engine.clear(T)
+    assert [(trade.buyer_id, trade.quantity_wh, trade.price_ticks) for trade in engine.trades.values()] == [
+        ("ann", 10, 30)
+    ]
+    assert engine.risk.exposure == {"ann": 0, "bob": 0, "cem": 0}
+
+
+# -- anything at all: what a message may carry is refused or taken, and never an error that a replay would meet again
+
+NUMBERS = st.one_of(
+    st.integers(-(2**63), 2**63 - 1),
+    st.sampled_from([0, 1, -1, T, T + SLOT, OPEN, 2**40, 2**40 + 1, 2**31, 2**24, 100_000, 100_001, 2000, 2001]),
+)
+NAMES = st.sampled_from(["ann", "bob", "eve", "", "~retailer", "x" * 500, "\0", "a|b\nc"])
+ANY_ORDER = st.builds(
+    Order,
+    client_order_id=NAMES,
+    participant_id=NAMES,
+    area_id=st.sampled_from(["area-1", "", "area-2"]),
+    slot_start_ns=NUMBERS,
+    side=st.sampled_from(Side),
+    quantity_wh=NUMBERS,
+    price_ticks=NUMBERS,
+    kind=st.sampled_from(OrderKind),
+    time_in_force=st.sampled_from(TimeInForce),
+    expires_ns=st.none() | NUMBERS,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    how=st.sampled_from(["call", "continuous", "continuous+call"]),
+    batches=st.lists(
+        st.tuples(NAMES, st.lists(ANY_ORDER, max_size=3), st.sampled_from(["place", "submit", "amend"]), NUMBERS)
+    ),
+)
+def test_no_message_can_break_the_market(how, batches):
+    engine = MarketEngine(CONFIG.model_copy(update={"mechanism": how}))
+    engine.place("bob", [Order(client_order_id="s", participant_id="bob", area_id="area-1", slot_start_ns=T,
+                               side=Side.SELL, quantity_wh=5, price_ticks=2000)], OPEN)  # fmt: skip
+    for who, orders, method, number in batches:
+        before = engine.dump()
+        if method == "place":
+            results = engine.place(who, orders, OPEN)
+        elif method == "submit":
+            results = engine.submit(who, number, orders, OPEN)
+        else:
+            results = [engine.amend(who, one.slot_start_ns, one.client_order_id, one.quantity_wh, one.price_ticks, OPEN)
+                       for one in orders]  # fmt: skip
+            results += engine.cancel(
+                who, OPEN, slot_ns=number, client_order_ids=["zz", *(one.client_order_id for one in orders)]
+            )
+        if all(row.status is OrderStatus.REJECTED for row in results) and not (method == "submit" and not orders):
+            after = engine.dump()
+            for state in (before, after):
+                state.pop("rejects")
+                state["risk"].pop("busy_until")
+            assert after == before
+        assert engine.ledger.total() == 0
+    again = MarketEngine(CONFIG.model_copy(update={"mechanism": how}))
+    again.restore(json.loads(json.dumps(engine.dump())))
+    assert again.state_hash() == engine.state_hash()
 
 
 # -- any sequence of inputs
