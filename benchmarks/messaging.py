@@ -272,8 +272,7 @@ from pathlib import Path
 from wattmesh_a2a.deadletters import DeadLetters
 from wattmesh_a2a.dedupe import SqliteDedupe
 from wattmesh_a2a.delivery import Delivery
-from wattmesh_a2a.envelope import Address, Envelope
-from wattmesh_a2a.pki import Authority
+from wattmesh_a2a.envelope import Address
 from wattmesh_a2a.signing import KeyRing
 from wattmesh_a2a.transports.mqtt import MqttTransport
 async def main(url, folder, kind):
