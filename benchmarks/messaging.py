@@ -272,8 +272,7 @@ from pathlib import Path
 from wattmesh_a2a.deadletters import DeadLetters
 from wattmesh_a2a.dedupe import SqliteDedupe
 from wattmesh_a2a.delivery import Delivery
-from wattmesh_a2a.envelope import Address, Envelope
-from wattmesh_a2a.pki import Authority
+from wattmesh_a2a.envelope import Address
 from wattmesh_a2a.signing import KeyRing
 from wattmesh_a2a.transports.mqtt import MqttTransport
 async def main(url, folder, kind):
@@ -443,12 +442,9 @@ def main() -> None:
     options = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(8192, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),) * 2)
     for name, value, unit, goal in asyncio.run(run(options)):
+        met = None if goal is None else (value >= goal if unit in {"1/s", "×"} else value <= goal)
         if options.json:
-            print(
-                json.dumps(
-                    {"benchmark": "messaging", "name": name, "value": round(value, 4), "unit": unit, "goal": goal}
-                )
-            )
+            print(json.dumps({"name": name, "value": round(value, 4), "unit": unit, "goal": goal, "met": met}))
         else:
             print(f"{name:<52} {value:>10.2f} {unit:<4} {'' if goal is None else f'(goal {goal:g})'}")
 

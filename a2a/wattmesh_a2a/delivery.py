@@ -628,7 +628,9 @@ class Delivery:
         if under_way.revoked:
             return final(Fate.REVOKED, refusal(Fate.REVOKED, under_way.revoked), TaskState.CANCELED)
         if expires_ns <= self._clock.utc_ns():
-            return final(Fate.EXPIRED, refusal(Fate.EXPIRED, "came after its expiry"), TaskState.REJECTED)
+            refused = refusal(Fate.EXPIRED, "came after its expiry")
+            # Kept where it was signed: who is not known must not fill the disk with what is late.
+            return final(Fate.EXPIRED, refused, TaskState.REJECTED, keep=judged.signed)
         if handler is None:
             fate, cause = Fate.UNKNOWN, f"{served} takes no {head['type']}"
             if not known(head["type"]):
@@ -836,6 +838,8 @@ class Delivery:
             self._online.pop(address, None)
         else:
             self._online[address] = session
+            if len(self._online) > _PEERS_AT_MOST:
+                del self._online[next(iter(self._online))]
         for handler in self._presence_handlers:
             handler(address, None if offline else card)
 
@@ -879,14 +883,16 @@ class Delivery:
         not_before_ns: int = 0,
         state: TaskState | None = None,
     ) -> Envelope:
-        self._sequences[source, destination] += 1
+        # Answers share one count: who asks under many names must not make us remember them all.
+        counted = (source, destination if correlation_id is None else source)
+        self._sequences[counted] += 1
         return Envelope(
             id=uuid.uuid4().hex,
             source=source,
             type=codec.type_name(message),
             time_ns=self._clock.utc_ns(),
             session=self.session,
-            sequence=self._sequences[source, destination],
+            sequence=self._sequences[counted],
             expires_ns=expires_ns,
             not_before_ns=not_before_ns,
             data=message,

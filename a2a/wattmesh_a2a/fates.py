@@ -9,7 +9,7 @@ A receiver's order, and the :class:`Fate` of what fails a step:
 5. **pace** - a peer over its token bucket: ``busy``, and its sender tries again by itself
 6. **issued** in the future beyond :data:`CLOCK_SKEW_NS`, or valid for more than :data:`MAX_VALIDITY_NS`: ``unreasonable``
 7. **repetition** - answered before (``duplicate``: the stored answer goes out again), or under way
-8. **expiry** - ``expired``; this answer is stored too, so that a clock set back cannot change it
+8. **expiry** - ``expired``; for what is signed this answer is stored too, so that a clock set back cannot change it
 9. **type and data** - an unknown type or major version ``unknown``, data that breaks its schema ``invalid``
 10. **order** - overtaken by a newer one where only the newest counts: ``superseded``
 11. **not before** - ``held`` until then, bounded; the sender is told (``TASK_STATE_SUBMITTED``), and may revoke it

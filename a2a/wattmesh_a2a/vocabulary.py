@@ -9,8 +9,12 @@ import ast
 import inspect
 import json
 import textwrap
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter
 
@@ -202,11 +206,38 @@ EXAMPLES: tuple[Message, ...] = (
 """One of each type, as it could be sent."""
 
 
+def examples() -> dict[str, Message]:
+    """One message of each type: a written one of :data:`EXAMPLES`, or else one that is made of the fields' types."""
+    written = {codec.type_name(one): one for one in EXAMPLES}
+    return {name: written.get(name) or _made(kind, name) for name, kind in MESSAGE_TYPES.items()}
+
+
+def _made(kind: Any, name: str) -> Any:
+    """A value of a type, for a field of this name."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if isinstance(kind, type) and is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{one.name: _made(hints[one.name], one.name) for one in fields(kind)})
+    if origin in {Union, UnionType}:
+        return _made(next(one for one in arguments if one is not type(None)), name)
+    if origin is tuple:
+        return tuple(_made(one, name) for one in arguments if one is not Ellipsis)
+    if origin in {list, frozenset, set}:
+        return origin([_made(arguments[0], name)])
+    if origin is not None and issubclass(origin, Mapping):
+        return {_made(arguments[0], name): _made(arguments[1], name)}
+    if origin is Literal:
+        return arguments[0]
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return next(iter(kind))
+    plain: dict[Any, Any] = {str: name, int: _NOON if name.endswith("_ns") else 1, float: 1.5, bool: True}
+    return plain.get(kind, name)
+
+
 def documents() -> dict[str, str]:
     """File names below ``docs/messages`` and their contents."""
     files = {"README.md": _readme(), "envelope.schema.json": _text(envelope_schema())}
-    for message in EXAMPLES:
-        name = codec.type_name(message)
+    for name, message in examples().items():
         files[f"{name}.schema.json"] = _text(schema(name))
         files[f"{name}.example.json"] = _text(example(message))
     return files
@@ -245,7 +276,7 @@ def example(message: Message) -> dict[str, Any]:
         message,
         Acknowledged | Refused | OrderBatchResult | OrderResults | CommitmentList | DemandResponseOffer | StatsReport,
     )
-    fields = codec.to_fields(
+    whole = codec.to_fields(
         Envelope(
             id="0f6c2d1e9a7b4c5d8e3f2a1b0c9d8e7f",
             source=cloud,
@@ -262,8 +293,8 @@ def example(message: Message) -> dict[str, Any]:
         )
     )
     if name in SIGNED_NAMES:
-        fields["signature"] = "eyJhbGciOiJFUzI1NiJ9..BASE64URL"
-    return fields
+        whole["signature"] = "eyJhbGciOiJFUzI1NiJ9..BASE64URL"
+    return whole
 
 
 def envelope_schema() -> dict[str, Any]:

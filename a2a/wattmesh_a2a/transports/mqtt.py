@@ -84,6 +84,8 @@ class MqttTransport:
         self._keeper: asyncio.Task[None] | None = None
         self._connected = asyncio.Event()
         self._gone = asyncio.Event()
+        self._settled = asyncio.Event()
+        """The broker answered: it took us, or it did not."""
         self._cause = "no attempt yet"
         self._said_down = False
         self._stopping = False
@@ -157,12 +159,15 @@ class MqttTransport:
         pause_s = _FIRST_PAUSE_S
         while not self._stopping:
             self._gone.clear()
+            self._settled.clear()
             # In a thread of its own while it blocks: name, TCP and TLS. Cancelling must not leave it behind.
             connecting = self._loop.run_in_executor(None, self._client.reconnect)
             try:
                 await asyncio.shield(connecting)
                 self._listen()
-                await asyncio.wait_for(self._connected.wait(), _CONNACK_S)
+                await asyncio.wait_for(self._settled.wait(), _CONNACK_S)
+                if not self._connected.is_set():
+                    raise ConnectionRefusedError(self._cause)
                 pause_s = _FIRST_PAUSE_S
                 await self._serve()
             except (OSError, ValueError, paho.WebsocketConnectionError) as error:  # TimeoutError is an OSError
@@ -183,7 +188,7 @@ class MqttTransport:
 
     def _close(self) -> None:
         """The socket is closed whatever state paho believes it to be in."""
-        sock = self._socket
+        sock = self._socket or self._client.buffered
         self._socket = None
         self._flushing = False
         if sock is not None and self._loop is not None:
@@ -230,6 +235,8 @@ class MqttTransport:
         if not sock.flush():
             self._flushing = True
             self._loop.add_writer(sock.fileno(), self._flush_on)
+        elif self._client.want_write():  # held back while the buffer was full
+            self._client.loop_write()
 
     def _flush_on(self) -> None:
         sock = self._socket
@@ -333,6 +340,7 @@ class MqttTransport:
             log.warning("the broker at %s is there", self._url)
             self._said_down = False
         self._connected.set()
+        self._settled.set()
         for callback in (*self._callbacks, *self._room_callbacks):
             callback()
 
@@ -344,6 +352,7 @@ class MqttTransport:
             log.warning("no broker at %s (%s); trying again until there is one", self._url, cause)
         self._connected.clear()
         self._gone.set()
+        self._settled.set()
         for callback in self._room_callbacks:
             callback()
 
