@@ -1,6 +1,7 @@
 """Registers into scaled doubles, in prepared arrays, without a Python object a point on the way."""
 
-from libc.math cimport INFINITY, NAN, isfinite
+from libc.float cimport DBL_MAX
+from libc.math cimport NAN
 from libc.stdint cimport int16_t, int32_t, int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
@@ -87,7 +88,8 @@ cdef class BlockDecoder:
             self.rows[i] = Row(offset=offsets[i], target=targets[i], kind=types[i], words=WORDS[types[i]],
                                little=little[i] != 0, has_sentinel=has_sentinel[i] != 0,
                                factor=factors[i], bias=0.0 if biases is None else biases[i], sentinel=sentinels[i],
-                               least=-INFINITY if leasts is None else leasts[i], most=INFINITY if mosts is None else mosts[i],
+                               least=-DBL_MAX if leasts is None else max(-DBL_MAX, leasts[i]),
+                               most=DBL_MAX if mosts is None else min(DBL_MAX, mosts[i]),
                                before=0, reach=WORDS[types[i]],
                                high=0 if little[i] == 0 else 1, low=1 if little[i] == 0 else 0)
             if highs is not None and highs[i] >= 0:  # the low word is at the offset, the high one elsewhere
@@ -152,7 +154,8 @@ cdef int _decode(const Row* rows, Py_ssize_t count, const uint16_t* registers, P
             else:
                 value = <double>raw if row.kind == 4 else <double>number
         value = value * row.factor + row.bias
-        if not row.least <= value <= row.most or not isfinite(value) or (row.has_sentinel and number == row.sentinel):
+        # An infinite value is in no range, and what is no number neither.
+        if not row.least <= value <= row.most or (row.has_sentinel and number == row.sentinel):
             values[row.target] = NAN
             qualities[row.target] = 2
         else:

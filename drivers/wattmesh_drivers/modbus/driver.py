@@ -297,8 +297,10 @@ class ModbusDriver(BaseDriver):
             for register, raw in self._scales.items()
             if block.function == 3 and block.start <= register < block.start + block.count
         )
-        believed = [self.believed(self.template.points[index]) for index, _ in rows]
-        return _Plan(block=block, request=request, decoder=_decoder(rows, block.start, believed), scales=scales)
+        believed = tuple(self.believed(self.template.points[index]) for index, _ in rows)
+        return _Plan(
+            block=block, request=request, decoder=_shared_decoder(tuple(rows), block.start, believed), scales=scales
+        )
 
     def _location(self, index: int) -> _Location:
         return self._locations[self.template.points[index].id]
@@ -513,6 +515,10 @@ def _decoder(
         None if believed is None else array("d", [least for least, _ in believed]),
         None if believed is None else array("d", [most for _, most in believed]),
     )
+
+
+_shared_decoder = lru_cache(maxsize=512)(_decoder)
+"""One decoder for the same block of many devices; it has no state."""
 
 
 def _signed(sentinel: int) -> int:
