@@ -17,7 +17,7 @@ from wattmesh_a2a.codec import message_from_json
 from wattmesh_a2a.dedupe import SqliteDedupe
 from wattmesh_a2a.delivery import Delivery
 from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, INGEST_AGENT, Address, Envelope
-from wattmesh_a2a.errors import ConfigurationError, InvalidMessageError
+from wattmesh_a2a.errors import ConfigurationError, InvalidMessageError, UnavailableError
 from wattmesh_a2a.messages import GatewayStatus
 from wattmesh_a2a.signing import KeyRing
 from wattmesh_a2a.transports.mqtt import MqttTransport
@@ -31,13 +31,15 @@ from wattmesh_cloud.ingest import Ingest
 from wattmesh_cloud.lake import Lake
 from wattmesh_cloud.live import LiveView
 from wattmesh_cloud.market.service import MarketService
+from wattmesh_cloud.store.dead import DeadLetters
 from wattmesh_cloud.store.sqlite import SqliteStore
 from wattmesh_cloud.view import CloudView
 
 log = logging.getLogger(__name__)
 
 _REPORT_NS = 3600 * NS_PER_S
-_DAY_NS = 86_400 * NS_PER_S
+_LAKE_AFTER_NS = 600 * NS_PER_S
+"""A day goes to the lake this long after its end; what comes later, with the next round."""
 
 
 class Cloud:
@@ -67,7 +69,8 @@ class Cloud:
             serve=[Address(org, CLOUD_UNIT, name) for name in self.forecasting_ids],
         )
         messenger = self.messenger
-        self.ingest = Ingest(self.store, messenger, clock, org)
+        self.dead = DeadLetters(state / "dead.sqlite")
+        self.ingest = Ingest(self.store, messenger, clock, org, dead=self.dead)
         self.market = MarketService(model.market, self.store, messenger, clock, state, org)
         self.forecasting = ForecastingService(
             model.forecasting, self.store, messenger, clock, state, org, history=config.history
@@ -161,6 +164,7 @@ class Cloud:
         await self.ingest.stop()
         self._write_report()
         await self.messenger.stop()
+        self.dead.close()
         self.store.close()
 
     def _http_server(self) -> uvicorn.Server:
@@ -179,8 +183,7 @@ class Cloud:
         return server
 
     async def _housekeeping(self) -> None:
-        """The report once an hour, yesterday's Parquet once a day; in its own thread, off the market's way."""
-        day = self._clock.utc_ns() // _DAY_NS
+        """The report once an hour; every 5 min what waits for the lake, roll-ups, retention and dead letters marked for it."""
         due = 0
         with self._clock.runner():
             while True:
@@ -188,15 +191,17 @@ class Cloud:
                 if now >= due:
                     due = now - now % _REPORT_NS + _REPORT_NS
                     self._write_report()
-                if now // _DAY_NS != day:
-                    yesterday, day = day * _DAY_NS, now // _DAY_NS
-                    await asyncio.to_thread(self._compact, yesterday)
+                await asyncio.to_thread(self._maintain, now)
+                await self.ingest.replay()
                 await self._clock.sleep_until_ns(self._clock.monotonic_ns() + 300 * NS_PER_S)
 
-    def _compact(self, day_ns: int) -> None:
-        for site, live in list(self.live.sites.items()):
-            keys = [name for name in live.points if name.endswith((".active_power_w", ".soc_percent", ".frequency_hz"))]
-            self.lake.compact(self.store, site, keys, day_ns)
+    def _maintain(self, now_ns: int) -> None:
+        """Off the event loop. What fails here is due again the next time, and nothing measured is at stake."""
+        try:
+            self.lake.catch_up(self.store, now_ns - _LAKE_AFTER_NS)
+            self.store.maintain(now_ns)
+        except (UnavailableError, OSError) as error:
+            log.warning("lake and roll-ups are behind: %s", error)
 
     # -- reporting
 

@@ -1,0 +1,154 @@
+"""Telemetry frames straight into matrices: no Python object a record; checked as :func:`wattmesh_a2a.telemetry.decode` checks.
+
+The format is described in :mod:`wattmesh_a2a.telemetry`. A gateway's column names are the same in every frame of a session,
+so their checked tuple is kept by the bytes they are written as.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from wattmesh_a2a.errors import InvalidMessageError
+from wattmesh_a2a.telemetry import MAGIC, MAX_BODY_BYTES, ColumnBatch, RecordBatch, decode
+
+_MAX_ROWS, _MAX_COLUMNS, _MAX_TEXT = 100_000, 10_000, 200
+_COLUMNS_KEY = b'"columns":['
+BAD = 2
+"""The quality of a value that must not be used (:class:`wattmesh_a2a.devices.Quality`)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Samples:
+    """A batch of samples as matrices; the counterpart of :class:`wattmesh_a2a.telemetry.ColumnBatch`."""
+
+    site_id: str
+    session: str
+    stream: str
+    sequence: int
+    columns: tuple[str, ...]
+    times_ns: NDArray[np.int64]
+    """UTC of each row."""
+    values: NDArray[np.float64]
+    """Columns × rows; NaN where the quality is bad."""
+    qualities: NDArray[np.uint8]
+    """Columns × rows."""
+
+    @property
+    def records(self) -> int:
+        """How many values there are."""
+        return int(self.values.size)
+
+    def span(self) -> tuple[int, int]:
+        """Earliest and latest time; (0, 0) without rows."""
+        if not len(self.times_ns):
+            return 0, 0
+        return int(self.times_ns.min()), int(self.times_ns.max())
+
+
+def samples_of(batch: ColumnBatch) -> Samples:
+    """A batch of arrays as matrices."""
+    shape = (len(batch.columns), len(batch.times_ns))
+    return Samples(
+        batch.site_id,
+        batch.session,
+        batch.stream,
+        batch.sequence,
+        batch.columns,
+        np.frombuffer(batch.times_ns.tobytes(), dtype=np.int64),
+        np.frombuffer(b"".join(column.tobytes() for column in batch.values), dtype=np.float64).reshape(shape),
+        np.frombuffer(b"".join(batch.qualities), dtype=np.uint8).reshape(shape),
+    )
+
+
+def decode_frame(frame: bytes) -> Samples | RecordBatch:
+    """The batch of a frame; raises :class:`InvalidMessageError` for anything that is not exactly one."""
+    if frame[:4] != MAGIC + b"C":
+        batch = decode(frame)
+        return samples_of(batch) if isinstance(batch, ColumnBatch) else batch
+    try:
+        inflate = zlib.decompressobj()
+        body = inflate.decompress(memoryview(frame)[4:], MAX_BODY_BYTES)
+        if not inflate.eof or inflate.unused_data:
+            raise InvalidMessageError("telemetry frame cut off, too large, or followed by something")
+        (size,) = struct.unpack_from("<I", body)
+        header, columns = _header(body[4 : 4 + size])
+        return _samples(header, columns, memoryview(body)[4 + size :])
+    except (zlib.error, struct.error, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise InvalidMessageError(f"telemetry frame is damaged: {error}") from error
+
+
+def identity_of(frame: bytes) -> tuple[str, str, int] | None:
+    """Site, stream and sequence of a frame that arrived whole (zlib's checksum) and is wrong otherwise; else none."""
+    try:
+        inflate = zlib.decompressobj()
+        body = inflate.decompress(memoryview(frame)[4:], MAX_BODY_BYTES)
+        if not inflate.eof:
+            return None
+        (size,) = struct.unpack_from("<I", body)
+        header = json.loads(body[4 : 4 + size])
+        return _text(header["site"]), _text(header["stream"]), _count(header["sequence"], 2**62)
+    except (zlib.error, struct.error, ValueError, KeyError, TypeError, RecursionError, InvalidMessageError):
+        return None
+
+
+def _header(raw: bytes) -> tuple[dict[str, object], tuple[str, ...]]:
+    start = raw.find(_COLUMNS_KEY)
+    end = raw.rfind(b"]")
+    if start < 0 or end < start:
+        raise InvalidMessageError("telemetry frame without columns")
+    names = _names(raw[start + len(_COLUMNS_KEY) - 1 : end + 1])
+    header = json.loads(raw[:start] + b'"columns":0' + raw[end + 1 :])
+    if not isinstance(header, dict) or header.get("columns") != 0:
+        raise InvalidMessageError("telemetry header is no object")
+    return header, names
+
+
+@lru_cache(maxsize=4096)
+def _names(raw: bytes) -> tuple[str, ...]:
+    names = json.loads(raw)
+    if not isinstance(names, list) or len(names) > _MAX_COLUMNS:
+        raise InvalidMessageError("telemetry frame has too many columns")
+    if len(set(map(_text, names))) != len(names):
+        raise InvalidMessageError("telemetry frame names a column twice")
+    return tuple(names)
+
+
+def _samples(header: dict[str, object], columns: tuple[str, ...], rest: memoryview) -> Samples:
+    rows = _count(header["rows"], _MAX_ROWS)
+    first = _count(header["first_ns"], 2**62)
+    if len(rest) != rows * 4 + len(columns) * rows * 9:
+        raise InvalidMessageError("telemetry frame's length does not fit its header")
+    offsets = np.frombuffer(rest[: rows * 4], dtype="<i4").astype(np.int64)
+    values = np.empty((len(columns), rows))
+    qualities = np.empty((len(columns), rows), dtype=np.uint8)
+    if values.size:
+        block = np.frombuffer(rest[rows * 4 :], dtype=np.uint8).reshape(len(columns), rows * 9)
+        values = np.ascontiguousarray(block[:, : rows * 8]).view("<f8")
+        qualities = block[:, rows * 8 :]
+        if qualities.max() > BAD:
+            raise InvalidMessageError("telemetry frame has an unknown quality")
+        if np.isinf(values).any():
+            raise InvalidMessageError("telemetry frame has an infinite value")
+    times = first + offsets * 1_000_000
+    if rows and int(times.min()) < 0:
+        raise InvalidMessageError("telemetry frame has a time before 1970")
+    site, session, stream = _text(header["site"]), _text(header["session"]), _text(header["stream"])
+    return Samples(site, session, stream, _count(header["sequence"], 2**62), columns, times, values, qualities)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or len(value) > _MAX_TEXT or not value.isprintable():
+        raise InvalidMessageError("telemetry header has a wrong text")
+    return value
+
+
+def _count(value: object, most: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        raise InvalidMessageError("telemetry header has a wrong number")
+    return value
