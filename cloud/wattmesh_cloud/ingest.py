@@ -54,7 +54,7 @@ class IngestLimits:
     """Of frames in one transaction."""
     linger_s: float = 0.02
     """Real time that a group waits for company; an ``fsync`` costs the same for one frame as for a thousand."""
-    ack_every_s: float = 0.1
+    ack_every_s: float = 0.25
     """Real time between two acknowledgements to one stream."""
     ahead_s: int = 86_400
     """Samples later than this from now come of a wrong clock."""
