@@ -106,6 +106,7 @@ class Fleet:
             self.waiting.append((site, sequence, encode_columns(batch)))
 
     def take_ack(self, site: int, sequences: tuple[int, ...]) -> None:
+        """Forget what is durable."""
         now = time.monotonic()
         for sequence in sequences:
             known = self.sent.pop((site, sequence), None)
@@ -114,6 +115,7 @@ class Fleet:
                 self.latest_s.append(now - known[0])
 
     def overdue(self) -> None:
+        """Put what was not acknowledged in time first in the queue again."""
         now = time.monotonic()
         for key in [key for key, (at, _) in self.sent.items() if now - at > AGAIN_S]:
             _, frame = self.sent.pop(key)
@@ -144,8 +146,7 @@ async def drive(fleet: Fleet, transport: MqttTransport, seconds: float, rate: fl
 
 
 async def measure(seconds: float, sites: int, rows: int, most: float) -> list[dict[str, object]]:
-    burst = min(most, 10 * most / 10)
-    frames = round((most * seconds + burst * 6) / (POINTS * rows))
+    frames = round(most * (seconds + 6) / (POINTS * rows))
     start = time.time_ns() - 3 * 3600 * NS_PER_S
     fleet = Fleet(sites, rows, frames, start - start % NS_PER_S)
     with tempfile.TemporaryDirectory(prefix="wattmesh-ingest-") as folder:
@@ -157,7 +158,8 @@ async def measure(seconds: float, sites: int, rows: int, most: float) -> list[di
                 sys.executable, __file__, "--serve", broker.url, "--state", str(state), "--sites", str(sites),
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=dict(os.environ),
             )  # fmt: skip
-            assert process.stdout and process.stdin
+            assert process.stdout
+            assert process.stdin
             assert (await process.stdout.readline()).strip() == b"ready"
             probe, memory = psutil.Process(process.pid), [0.0]
             ears = [Address(ORG, f"site-{index}", GATEWAY_AGENT) for index in range(sites)]
@@ -189,7 +191,6 @@ async def measure(seconds: float, sites: int, rows: int, most: float) -> list[di
             sustained = fleet.acknowledged * fleet.records / took
             latencies = sorted(fleet.latest_s)
             # The burst: five quiet seconds at a tenth, five at the full rate, and whatever it takes to have all acknowledged.
-            first = fleet.acknowledged
             while fleet.sent:
                 await drive(fleet, transport, 0.5, 0.0, 0)
             first = fleet.acknowledged
