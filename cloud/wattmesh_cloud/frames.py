@@ -66,8 +66,13 @@ def samples_of(batch: ColumnBatch) -> Samples:
     )
 
 
-def decode_frame(frame: bytes) -> Samples | RecordBatch:
-    """The batch of a frame; raises :class:`InvalidMessageError` for anything that is not exactly one."""
+def decode_frame(frame: bytes, wanted: frozenset[str] | None = None) -> Samples | RecordBatch:
+    """The batch of a frame; raises :class:`InvalidMessageError` for anything that is not exactly one.
+
+    Args:
+        frame: As it came.
+        wanted: Points to take out of a batch of samples; the others are not looked at. Without it, all.
+    """
     if frame[:4] != MAGIC + b"C":
         batch = decode(frame)
         return samples_of(batch) if isinstance(batch, ColumnBatch) else batch
@@ -78,7 +83,7 @@ def decode_frame(frame: bytes) -> Samples | RecordBatch:
             raise InvalidMessageError("telemetry frame cut off, too large, or followed by something")
         (size,) = struct.unpack_from("<I", body)
         header, columns = _header(body[4 : 4 + size])
-        return _samples(header, columns, memoryview(body)[4 + size :])
+        return _samples(header, columns, memoryview(body)[4 + size :], wanted)
     except (zlib.error, struct.error, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InvalidMessageError(f"telemetry frame is damaged: {error}") from error
 
@@ -119,16 +124,28 @@ def _names(raw: bytes) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _samples(header: dict[str, object], columns: tuple[str, ...], rest: memoryview) -> Samples:
+@lru_cache(maxsize=4096)
+def _places(columns: tuple[str, ...], wanted: frozenset[str]) -> tuple[tuple[str, ...], NDArray[np.intp]]:
+    """Which of the columns are wanted, and where they stand."""
+    found = [(name, index) for index, name in enumerate(columns) if name in wanted]
+    return tuple(name for name, _ in found), np.array([index for _, index in found], dtype=np.intp)
+
+
+def _samples(
+    header: dict[str, object], columns: tuple[str, ...], rest: memoryview, wanted: frozenset[str] | None
+) -> Samples:
     rows = _count(header["rows"], _MAX_ROWS)
     first = _count(header["first_ns"], 2**62)
     if len(rest) != rows * 4 + len(columns) * rows * 9:
         raise InvalidMessageError("telemetry frame's length does not fit its header")
     offsets = np.frombuffer(rest[: rows * 4], dtype="<i4").astype(np.int64)
-    values = np.empty((len(columns), rows))
-    qualities = np.empty((len(columns), rows), dtype=np.uint8)
+    taken = columns if wanted is None else _places(columns, wanted)[0]
+    values = np.empty((len(taken), rows))
+    qualities = np.empty((len(taken), rows), dtype=np.uint8)
     if values.size:
         block = np.frombuffer(rest[rows * 4 :], dtype=np.uint8).reshape(len(columns), rows * 9)
+        if wanted is not None:
+            block = block[_places(columns, wanted)[1]]
         values = np.ascontiguousarray(block[:, : rows * 8]).view("<f8")
         qualities = block[:, rows * 8 :]
         if qualities.max() > BAD:
@@ -139,7 +156,7 @@ def _samples(header: dict[str, object], columns: tuple[str, ...], rest: memoryvi
     if rows and int(times.min()) < 0:
         raise InvalidMessageError("telemetry frame has a time before 1970")
     site, session, stream = _text(header["site"]), _text(header["session"]), _text(header["stream"])
-    return Samples(site, session, stream, _count(header["sequence"], 2**62), columns, times, values, qualities)
+    return Samples(site, session, stream, _count(header["sequence"], 2**62), taken, times, values, qualities)
 
 
 def _text(value: object) -> str:

@@ -248,7 +248,9 @@ def test_a_file_of_an_earlier_version_is_rolled_up_too(tmp_path):
     again = SqliteStore(tmp_path / "old.sqlite", KEEP)
     assert len(again.days_due(at(2))) == 1
     again.maintain(at(2))
-    assert again._connection().execute("SELECT COUNT(*) FROM chunks").fetchone() == (25,)
+    assert again._connection().execute("SELECT COUNT(*) FROM chunks").fetchone() == (
+        25,
+    )  # 24 hours and a day of one point
     again.close()
 
 

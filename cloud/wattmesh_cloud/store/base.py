@@ -153,8 +153,8 @@ class Store(Protocol):
         """Site, start and version of every day (UTC) over by ``before_ns`` whose samples the lake does not have."""
         ...
 
-    def raw(self, site_id: str, start_ns: int, end_ns: int) -> Iterator[Samples]:
-        """Stored batches that touch a window, as they were measured."""
+    def raw(self, site_id: str, start_ns: int, end_ns: int, columns: Sequence[str] | None = None) -> Iterator[Samples]:
+        """Stored batches that touch a window, as they were measured; of all points or of some."""
         ...
 
     def day_done(self, site_id: str, day_ns: int, version: int) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import struct
 import zlib
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,21 +89,19 @@ def coarser(parts: Sequence[Chunk], start_ns: int, span_ns: int, step_s: int) ->
     return whole
 
 
-def pack(chunk: Chunk) -> bytes:
-    """The bytes of a chunk: columns' names and shape, then count, total, least and most column by column, compressed."""
-    head = json.dumps([chunk.start_ns, chunk.step_s, chunk.buckets, chunk.columns], separators=(",", ":")).encode()
-    packed = zlib.compress(
-        np.stack((chunk.count, chunk.total, chunk.least, chunk.most), axis=1).astype("<f8").tobytes(), 1
-    )
-    return struct.pack("<I", len(head)) + head + packed
+def pack(chunk: Chunk) -> Iterator[tuple[str, bytes]]:
+    """Each point that counts anything, with its count, total, least and most as compressed doubles."""
+    cube = np.stack((chunk.count, chunk.total, chunk.least, chunk.most), axis=1).astype("<f8")
+    for index, name in enumerate(chunk.columns):
+        if cube[index, 0].any():
+            yield name, zlib.compress(cube[index].tobytes(), 1)
 
 
-def unpack(data: bytes) -> Chunk:
-    """See :func:`pack`."""
-    (size,) = struct.unpack_from("<I", data)
-    start, step, buckets, columns = json.loads(data[4 : 4 + size])
-    cube = np.frombuffer(zlib.decompress(memoryview(data)[4 + size :]), dtype="<f8").reshape(len(columns), 4, buckets)
-    return Chunk(start, step, tuple(columns), cube[:, 0], cube[:, 1], cube[:, 2], cube[:, 3])
+def unpack(start_ns: int, step_s: int, points: Iterable[tuple[str, bytes]]) -> Chunk:
+    """The chunk of points as :func:`pack` made them."""
+    held = [(name, np.frombuffer(zlib.decompress(data), dtype="<f8").reshape(4, -1)) for name, data in points]
+    names, cube = tuple(name for name, _ in held), np.stack([one for _, one in held])
+    return Chunk(start_ns, step_s, names, cube[:, 0], cube[:, 1], cube[:, 2], cube[:, 3])
 
 
 def _joined(
@@ -185,14 +181,16 @@ def added(parts: Sequence[Sums], step_s: int) -> Sums:
     return starts, count, total
 
 
-def chunk_sums(chunk: Chunk, column: str, start_ns: int, end_ns: int) -> Sums | None:
-    """A column's counted buckets that begin in the window."""
-    if column not in chunk.columns:
-        return None
-    index = chunk.columns.index(column)
-    moments = chunk.start_ns + np.arange(chunk.buckets) * chunk.step_s * NS
-    kept = (chunk.count[index] > 0) & (moments >= start_ns) & (moments < end_ns)
-    return moments[kept], chunk.count[index][kept], chunk.total[index][kept]
+def packed_sums(parts: Sequence[tuple[int, bytes]], step_s: int, start_ns: int, end_ns: int) -> Sums:
+    """One point's counted buckets that begin in the window, from the starts and the packed bytes of its chunks."""
+    if not parts:
+        return added([], step_s)
+    cube = np.stack([np.frombuffer(zlib.decompress(data), dtype="<f8").reshape(4, -1) for _, data in parts])
+    starts = np.array([start for start, _ in parts], dtype=np.int64)[:, None]
+    moments = (starts + np.arange(cube.shape[2]) * step_s * NS).ravel()
+    count, total = cube[:, 0].ravel(), cube[:, 1].ravel()
+    kept = (count > 0) & (moments >= start_ns) & (moments < end_ns)
+    return moments[kept], count[kept], total[kept]
 
 
 def series_of(name: str, column: Column) -> Series:

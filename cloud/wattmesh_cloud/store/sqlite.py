@@ -52,8 +52,10 @@ _SCHEMA = (
     " PRIMARY KEY (site, stream, first)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS items (tbl TEXT, partition TEXT, time_ns INTEGER, id TEXT, data TEXT,"
     " PRIMARY KEY (tbl, partition, time_ns, id)) WITHOUT ROWID",
-    "CREATE TABLE IF NOT EXISTS chunks (site TEXT, step_s INTEGER, start INTEGER, data BLOB,"
-    " PRIMARY KEY (site, step_s, start))",
+    # A point's buckets of one hour (of a minute each) or one day (of 15 min): a long window of few points is one scan.
+    "CREATE TABLE IF NOT EXISTS chunks (site TEXT, step_s INTEGER, point TEXT, start INTEGER, data BLOB,"
+    " PRIMARY KEY (site, step_s, point, start)) WITHOUT ROWID",
+    "CREATE INDEX IF NOT EXISTS chunks_by_start ON chunks (step_s, start, site)",
     # Hours to be rolled up and days to go to the lake, each with a count of the changes since.
     "CREATE TABLE IF NOT EXISTS hours (site TEXT, start INTEGER, version INTEGER, PRIMARY KEY (site, start)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS days (site TEXT, start INTEGER, version INTEGER, PRIMARY KEY (site, start)) WITHOUT ROWID",
@@ -192,7 +194,7 @@ class SqliteStore:
         Steps of whole minutes come from the rolled-up chunks where there are any; the rest from the frames.
         """
         if step_s is None:
-            found = col.raw_columns(self.raw(site_id, start_ns, end_ns), columns, start_ns, end_ns)
+            found = col.raw_columns(self.raw(site_id, start_ns, end_ns, columns), columns, start_ns, end_ns)
             return [col.series_of(name, part) for name, part in zip(columns, found, strict=True)]
         tier = next((one for one in (_QUARTER_S, _MINUTE_S) if step_s % one == 0), None)
         sums: dict[str, list[col.Sums]] = {name: [] for name in columns}
@@ -204,7 +206,7 @@ class SqliteStore:
                 raw = [(start_ns, low), *self._rolled(site_id, tier, low, high, sums), (high, end_ns)]
         for start, end in raw:
             if start < end:
-                parts = col.raw_columns(self.raw(site_id, start, end), columns, start, end)
+                parts = col.raw_columns(self.raw(site_id, start, end, columns), columns, start, end)
                 for name, part in zip(columns, parts, strict=True):
                     sums[name].append(col.sums_of(part, tier or step_s))
         return [col.mean_series(name, col.added(parts, step_s)) for name, parts in sums.items()]
@@ -220,28 +222,26 @@ class SqliteStore:
         )
         open_hours = [hour for (hour,) in hours]
         fresh = np.array([hour for hour in open_hours if hour >= self._watermark], dtype=np.int64)
-        rows = db.execute(
-            "SELECT data FROM chunks WHERE site = ? AND step_s = ? AND start > ? AND start < ? ORDER BY start",
-            (site, tier, low - _SPANS[tier], high),
-        )
-        for (data,) in rows:
-            chunk = col.unpack(data)
-            for name, into in sums.items():
-                part = col.chunk_sums(chunk, name, low, high)
-                if part is not None:
-                    kept = ~np.isin(part[0] - part[0] % col.HOUR_NS, fresh)
-                    into.append((part[0][kept], part[1][kept], part[2][kept]))
+        for name, into in sums.items():
+            rows = db.execute(
+                "SELECT start, data FROM chunks WHERE site = ? AND step_s = ? AND point = ? AND start > ? AND start < ?",
+                (site, tier, name, low - _SPANS[tier], high),
+            )
+            times, count, total = col.packed_sums(rows.fetchall(), tier, low, high)
+            kept = ~np.isin(times - times % col.HOUR_NS, fresh)
+            into.append((times[kept], count[kept], total[kept]))
         return _runs((max(low, hour), min(high, hour + col.HOUR_NS)) for hour in open_hours)
 
-    def raw(self, site_id: str, start_ns: int, end_ns: int) -> Iterator[Samples]:
+    def raw(self, site_id: str, start_ns: int, end_ns: int, columns: Sequence[str] | None = None) -> Iterator[Samples]:
         """See :class:`wattmesh_cloud.store.base.Store`."""
+        wanted = None if columns is None else frozenset(columns)
         frames = self._connection().execute(
             "SELECT frame FROM batches WHERE site = ? AND stream = 'points' AND last_ns >= ? AND first_ns < ?"
             " ORDER BY first_ns",
             (site_id, start_ns, end_ns),
         )
         for (frame,) in frames:
-            batch = decode_frame(frame)
+            batch = decode_frame(frame, wanted)
             if isinstance(batch, Samples):
                 yield batch
 
@@ -298,11 +298,11 @@ class SqliteStore:
                 quarters = col.merged(before if late is not None else _without(before, hour), quarters)
             if late is not None:
                 minutes = minutes if old is None else col.merged(old, minutes)
-                rows = [(site, hour, sequence) for sequence in late]
-                db.executemany("DELETE FROM late WHERE site = ? AND start = ? AND sequence = ?", rows)
+                merged = [(site, hour, sequence) for sequence in late]
+                db.executemany("DELETE FROM late WHERE site = ? AND start = ? AND sequence = ?", merged)
             for step, chunk in ((_MINUTE_S, minutes), (_QUARTER_S, quarters)):
-                row = (site, step, chunk.start_ns, col.pack(chunk))
-                db.execute("INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?)", row)
+                rows = [(site, step, name, chunk.start_ns, data) for name, data in col.pack(chunk)]
+                db.executemany("INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?, ?)", rows)
 
     def _prune(self, now_ns: int) -> None:
         keep = self._retention
@@ -406,10 +406,10 @@ def _remember(db: sqlite3.Connection, site: str, stream: str, sequence: int, rec
 
 
 def _chunk(db: sqlite3.Connection, site: str, step: int, start: int) -> col.Chunk | None:
-    row = db.execute(
-        "SELECT data FROM chunks WHERE site = ? AND step_s = ? AND start = ?", (site, step, start)
-    ).fetchone()
-    return col.unpack(row[0]) if row else None
+    rows = db.execute(
+        "SELECT point, data FROM chunks WHERE step_s = ? AND start = ? AND site = ?", (step, start, site)
+    ).fetchall()
+    return col.unpack(start, step, rows) if rows else None
 
 
 def _without(chunk: col.Chunk, hour: int) -> col.Chunk:
