@@ -41,3 +41,77 @@ async def _run(file: Path, time_server: str | None, ready: Path | None) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with open_clock("cloud", time_server) as clock:
         await Cloud(load_cloud(file), clock).run(stop, ready)
+
+
+def backup(argv: list[str]) -> int:
+    """``wattmesh backup CLOUD.yaml FOLDER``; the cloud may run."""
+    parser = argparse.ArgumentParser(prog="wattmesh backup", description="Copy a cloud's state, also while it runs.")
+    parser.add_argument("file", type=Path, help="the cloud's file")
+    parser.add_argument("target", type=Path, help="a folder that is not there yet")
+    arguments = parser.parse_args(argv)
+    from wattmesh_a2a.clock import SystemClock
+
+    from wattmesh_cloud import backup as work
+    from wattmesh_cloud.config import load_cloud
+
+    state = load_cloud(arguments.file).state
+    done = work.backup(state, arguments.target, configuration=arguments.file, now_ns=SystemClock().utc_ns())
+    print(f"{arguments.target}: {done.files} files, {done.bytes / 1e6:.1f} MB; keys and certificates are not in it")
+    return 0
+
+
+def restore(argv: list[str]) -> int:
+    """``wattmesh restore FOLDER CLOUD.yaml``, or ``--check`` alone; into an empty state folder."""
+    parser = argparse.ArgumentParser(prog="wattmesh restore", description="Bring a backup back, or check it.")
+    parser.add_argument("source", type=Path, help="the backup")
+    parser.add_argument("file", type=Path, nargs="?", help="the cloud's file (the backup holds a copy of it)")
+    parser.add_argument("--check", action="store_true", help="only look whether the backup is whole")
+    arguments = parser.parse_args(argv)
+    if not arguments.check and arguments.file is None:
+        parser.error("name the cloud's file, or use --check")
+    from wattmesh_cloud import backup as work
+    from wattmesh_cloud.config import load_cloud
+
+    if arguments.check:
+        done = work.verify(arguments.source)
+        print(f"{arguments.source}: whole: {done.files} files, {done.bytes / 1e6:.1f} MB")
+        return 0
+    state = load_cloud(arguments.file).state
+    done = work.restore(arguments.source, state)
+    print(f"{state}: {done.files} files, {done.bytes / 1e6:.1f} MB")
+    return 0
+
+
+def ingest(argv: list[str]) -> int:
+    """``wattmesh ingest dead|show|replay|forget CLOUD.yaml``: the dead letters."""
+    parser = argparse.ArgumentParser(prog="wattmesh ingest", description="What ingest could not take.")
+    parser.add_argument("action", choices=("dead", "show", "replay", "forget"))
+    parser.add_argument("file", type=Path, help="the cloud's file")
+    parser.add_argument("--site", help="of this site only")
+    parser.add_argument("--id", type=int, action="append", help="this letter (again for more)")
+    parser.add_argument("--limit", type=int, default=50)
+    arguments = parser.parse_args(argv)
+    if arguments.action in {"show", "forget"} and not arguments.id:
+        parser.error(f"{arguments.action} needs --id")
+    from wattmesh_cloud.config import load_cloud
+    from wattmesh_cloud.store.dead import DeadLetters
+
+    letters = DeadLetters(load_cloud(arguments.file).state / "dead.sqlite")
+    try:
+        if arguments.action == "replay":
+            count = letters.mark(arguments.id, site=arguments.site)
+            print(f"{count} letters will be tried again by the running cloud within 5 min of its time")
+        elif arguments.action == "forget":
+            letters.forget(arguments.id)
+        else:
+            for one in letters.letters(site=arguments.site, limit=arguments.limit):
+                if arguments.action == "dead":
+                    what = f"{one.stream} {one.sequence if one.sequence is not None else '?'}"
+                    print(
+                        f"{one.id}\t{one.site!r}\t{one.kind}\t{what!r}\t{one.times}x\t{len(one.payload)} B\t{one.reason!r}"
+                    )
+                elif one.id in arguments.id:
+                    print(one.payload.hex())
+    finally:
+        letters.close()
+    return 0
