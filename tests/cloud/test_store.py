@@ -13,6 +13,30 @@ from wattmesh_cloud.store.sqlite import SqliteStore
 T = 1_700_000_000 * NS_PER_S
 
 
+@pytest.fixture(params=["sqlite", "dynamodb"])
+def store(request, tmp_path, monkeypatch):
+    """The same contract over both."""
+    if request.param == "sqlite":
+        opened = SqliteStore(tmp_path / "store.sqlite")
+        yield opened
+        opened.close()
+        return
+    moto = pytest.importorskip("moto")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    with moto.mock_aws():
+        import boto3
+        from wattmesh_cloud.store.dynamodb import DynamoStore, table_definition
+
+        client = boto3.client("dynamodb", region_name="eu-central-1")
+        for table in Table:
+            client.create_table(**table_definition("test-", table))
+        opened = DynamoStore("test-", client=client, writers=1)  # moto is not made for threads
+        yield opened
+        opened.close()
+
+
 def columns(
     sequence, times_s, values, *, site="home-1", stream="points", names=("meter.active_power_w",), quality=None
 ):
@@ -265,10 +289,52 @@ def test_a_day_that_changes_while_the_lake_takes_it_stays_due(short):
     assert short.days_due(at(1)) == []
 
 
-def test_what_cannot_be_stored_is_a_value_error_and_a_closed_disk_is_retryable(store):
+def test_what_cannot_be_stored_is_a_value_error(store):
     with pytest.raises(ValueError, match="cannot be stored"):
         store.put(Table.MARKET_DATA, [item(2**70)])
+
+
+def test_a_disk_that_is_away_is_retryable(tmp_path):
+    store = SqliteStore(tmp_path / "s.sqlite")
     store.close()
     store._path = store._path / "nowhere" / "s.sqlite"
     with pytest.raises(UnavailableError):
         store.put(Table.MARKET_DATA, [item(1)])
+
+
+def test_days_are_due_until_the_lake_has_them_in_both_stores(store):
+    store.append([columns(1, [0, 86_400 - 1], [1.0, 2.0]), columns(1, [5], [1.0], site="home-2")], {})
+    due = store.days_due(T + 3 * 86_400 * NS_PER_S)
+    assert [(site, day % (86_400 * NS_PER_S)) for site, day, _ in due] == [("home-1", 0), ("home-2", 0), ("home-1", 0)]
+    for one in due:
+        store.day_done(*one)
+    assert store.days_due(T + 3 * 86_400 * NS_PER_S) == []
+    store.append([columns(2, [7], [1.0])], {})
+    assert [site for site, _, _ in store.days_due(T + 3 * 86_400 * NS_PER_S)] == ["home-1"]
+
+
+def test_rows_of_many_months_come_in_order_page_by_page(store):
+    month = 30 * 86_400 * NS_PER_S
+    store.put(Table.TRADE_DATA, [item(number * month, number=number) for number in range(150)])
+    store.put(Table.TRADE_DATA, [])
+    found = store.query(Table.TRADE_DATA, "home-1", 0, 2**62, limit=120)
+    assert [row.data["number"] for row in found] == list(range(120))
+    newest = store.query(Table.TRADE_DATA, "home-1", 0, 2**62, limit=3, newest_first=True)
+    assert [row.data["number"] for row in newest] == [149, 148, 147]
+    assert store.query(Table.TRADE_DATA, "home-1", 0, 2**62, limit=0) == []
+    assert store.query(Table.TRADE_DATA, "nobody' OR '1'='1", 0, 2**62) == []
+
+
+def test_gaps_in_both_stores(store):
+    store.append([columns(number, [number], [1.0]) for number in (3, 4, 7, 12, 20_005)], {})
+    assert store.gaps("home-1", "points") == [(5, 6), (8, 11), (13, 20_004)]
+
+
+def test_a_frame_and_its_rows_are_one(store):
+    rows = [(Table.GRID_METRICS, item(T + number, f"n{number}")) for number in range(30)]
+    assert store.append_frames([(frame_row(columns(1, [0], [1.0])), rows)]) == [True]
+    assert store.append_frames([(frame_row(columns(1, [0], [1.0])), [(Table.GRID_METRICS, item(T, "other"))])]) == [
+        False
+    ]
+    assert len(store.query(Table.GRID_METRICS, "home-1", 0, 2**62)) == 30
+    assert store.partitions(Table.GRID_METRICS) == ["home-1"]

@@ -16,7 +16,7 @@ from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.codec import message_from_json, message_to_json
 from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, MARKET_AGENT, Address, Envelope
 from wattmesh_a2a.errors import UnauthorisedError, WattmeshError
-from wattmesh_a2a.market import MONEY_UNITS_PER_CURRENCY_UNIT
+from wattmesh_a2a.market import MONEY_UNITS_PER_CURRENCY_UNIT, Order
 from wattmesh_a2a.messages import (
     Commitment,
     CommitmentList,
@@ -26,6 +26,7 @@ from wattmesh_a2a.messages import (
     Message,
     OrderBatch,
     OrderBatchResult,
+    OrderResult,
 )
 from wattmesh_a2a.messenger import Messenger
 
@@ -127,12 +128,20 @@ class MarketService:
         assert isinstance(batch, OrderBatch)
         if envelope.source.unit != batch.participant_id:
             raise UnauthorisedError(f"{envelope.source} may not order for {batch.participant_id}")
+        results = await self._submitted(batch)
+        return OrderBatchResult(slot_start_ns=batch.slot_start_ns, results=tuple(results))
+
+    async def submit(self, participant: str, slot_ns: int, orders: tuple[Order, ...]) -> list[OrderResult]:
+        """Replace a participant's orders of a slot, by whoever may; one result an order, by the area's limits."""
+        batch = OrderBatch(participant_id=participant, area_id=self.config.area, slot_start_ns=slot_ns, orders=orders)
+        return await self._submitted(batch)
+
+    async def _submitted(self, batch: OrderBatch) -> list[OrderResult]:
         now = self._clock.utc_ns()
         entry = {"what": "orders", "batch": message_to_json(batch), "now": now}
-        results = await self._commit(
+        return await self._commit(
             entry, lambda: self.engine.submit(batch.participant_id, batch.slot_start_ns, batch.orders, now)
         )
-        return OrderBatchResult(slot_start_ns=batch.slot_start_ns, results=tuple(results))
 
     async def _on_query(self, envelope: Envelope) -> Message:
         query = envelope.data
