@@ -24,6 +24,7 @@ from wattmesh_a2a.transports.mqtt import MqttTransport
 
 from wattmesh_cloud.agents.service import StrategyService
 from wattmesh_cloud.api import create_api
+from wattmesh_cloud.audit import AuditLog
 from wattmesh_cloud.config import CloudConfig
 from wattmesh_cloud.forecasting.service import ForecastingService
 from wattmesh_cloud.grid.service import GridService
@@ -33,6 +34,8 @@ from wattmesh_cloud.live import LiveView
 from wattmesh_cloud.market.service import MarketService
 from wattmesh_cloud.store.dead import DeadLetters
 from wattmesh_cloud.store.sqlite import SqliteStore
+from wattmesh_cloud.tools.base import Context
+from wattmesh_cloud.tools.catalogue import MarketActions
 from wattmesh_cloud.view import CloudView
 
 log = logging.getLogger(__name__)
@@ -100,6 +103,14 @@ class Cloud:
             grid=self.grid,
             strategy=self.strategy,
         )
+        self.audit = AuditLog(state / "audit.log")
+        self.tools = Context(
+            store=self.store,
+            clock=clock,
+            area=model.market.area,
+            audit=self.audit,
+            actions=MarketActions(self.market),
+        )
         self._wire()
 
     def _wire(self) -> None:
@@ -138,6 +149,7 @@ class Cloud:
 
     async def run(self, stop: asyncio.Event, ready: Path | None = None) -> None:
         """Work until ``stop`` is set; then settle, flush, report."""
+        self.audit.write(self._clock.utc_ns(), "cloud", "process.start", "done")
         http = _bound_socket(self._config.model.http.host, self._config.model.http.port)
         server = self._http_server()
         await self.messenger.announce({"name": "wattmesh cloud", "agents": list(self.forecasting_ids)})
@@ -147,6 +159,9 @@ class Cloud:
             running = [group.create_task(service.run(), name=type(service).__name__) for service in self.services]
             running.append(group.create_task(self.ingest.run(), name="ingest"))
             running.append(group.create_task(self._housekeeping(), name="housekeeping"))
+            mcp = self._mcp_server()
+            if mcp is not None:
+                group.create_task(mcp.serve(), name="mcp")
             while not server.started and not serving.done():
                 await asyncio.sleep(0.02)
             if ready is not None:
@@ -161,9 +176,13 @@ class Cloud:
             for task in running:
                 task.cancel()
             server.should_exit = True
+            if mcp is not None:
+                mcp.should_exit = True
         await self.ingest.stop()
         self._write_report()
         await self.messenger.stop()
+        self.audit.write(self._clock.utc_ns(), "cloud", "process.stop", "done")
+        self.audit.close()
         self.dead.close()
         self.store.close()
 
@@ -178,6 +197,26 @@ class Cloud:
         else:
             attach(app, self.view)
         config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=2)
+        server = uvicorn.Server(config)
+        server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]  # signals are the command's
+        return server
+
+    def _mcp_server(self) -> uvicorn.Server | None:
+        """The tools by MCP where the file asks for it."""
+        tools = self._config.model.tools
+        if tools is None:
+            return None
+        try:
+            from wattmesh_cloud.tools.mcp_server import Tokens, build_server, http_app
+        except ModuleNotFoundError as error:
+            if error.name != "mcp":
+                raise
+            raise ConfigurationError("the tools need the MCP SDK: pip install 'wattmesh[mcp]'") from error
+        tokens = Tokens(tools.tokens)
+        app = http_app(build_server(self.tools, tokens.current, tokens=tokens, url=f"http://127.0.0.1:{tools.port}"))
+        config = uvicorn.Config(
+            app, host="127.0.0.1", port=tools.port, log_level="warning", access_log=False, timeout_graceful_shutdown=2
+        )
         server = uvicorn.Server(config)
         server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]  # signals are the command's
         return server
@@ -222,6 +261,7 @@ class Cloud:
             "grid": self.grid.snapshot(),
             "strategy": self.strategy.snapshot(),
             "lake": self.lake.files(),
+            "audit": self.audit.anchor(),
         }
 
     def _write_report(self) -> None:

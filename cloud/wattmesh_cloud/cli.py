@@ -115,3 +115,56 @@ def ingest(argv: list[str]) -> int:
     finally:
         letters.close()
     return 0
+
+
+def tools(argv: list[str]) -> int:
+    """``wattmesh tools list``, or ``wattmesh tools stdio CLOUD.yaml`` for a model on this machine."""
+    parser = argparse.ArgumentParser(prog="wattmesh tools", description="The five tool services.")
+    parser.add_argument("action", choices=("list", "stdio"))
+    parser.add_argument("file", type=Path, nargs="?", help="the cloud's file; its cloud may run")
+    arguments = parser.parse_args(argv)
+    if arguments.action == "list":
+        from wattmesh_cloud.tools.catalogue import CATALOGUE
+
+        for one in CATALOGUE:
+            print(f"{one.service}\t{one.name}\t{'/'.join(sorted(one.roles))}\t{one.description.splitlines()[0]}")
+        return 0
+    if arguments.file is None:
+        parser.error("stdio needs the cloud's file")
+    from wattmesh_a2a.clock import SystemClock
+
+    from wattmesh_cloud.audit import AuditLog
+    from wattmesh_cloud.config import load_cloud
+    from wattmesh_cloud.store.sqlite import SqliteStore
+    from wattmesh_cloud.tools.base import READER, Caller, Context
+    from wattmesh_cloud.tools.mcp_server import build_server
+
+    config = load_cloud(arguments.file)
+    store, audit = SqliteStore(config.state / "store.sqlite"), AuditLog(config.state / "audit-stdio.log")
+    context = Context(store=store, clock=SystemClock(), area=config.model.market.area, audit=audit)
+    caller = Caller(id="stdio", roles=frozenset({READER}))
+    build_server(context, lambda: caller).run("stdio")
+    return 0
+
+
+def audit(argv: list[str]) -> int:
+    """``wattmesh audit LOG``: whether nothing was changed; with the anchor of a report, that nothing is missing at the end."""
+    parser = argparse.ArgumentParser(prog="wattmesh audit", description="Check an audit log.")
+    parser.add_argument("log", type=Path)
+    parser.add_argument("--key", type=Path, help="file with the key of the hashes")
+    parser.add_argument(
+        "--anchor", metavar="ENTRIES:HASH", help="as noted elsewhere, for example in the cloud's report"
+    )
+    arguments = parser.parse_args(argv)
+    from wattmesh_cloud.audit import verify
+
+    anchor: dict[str, int | str] | None = None
+    if arguments.anchor:
+        entries, _, digest = arguments.anchor.partition(":")
+        if not entries.isdecimal() or not digest:
+            parser.error("--anchor takes ENTRIES:HASH")
+        anchor = {"entries": int(entries), "hash": digest}
+    key = arguments.key.read_bytes() if arguments.key else None
+    verdict = verify(arguments.log.read_bytes(), key, anchor)
+    print(f"{arguments.log}: {verdict.fault or 'whole'}; {verdict.entries}:{verdict.last_hash}")
+    return 1 if verdict.fault else 0

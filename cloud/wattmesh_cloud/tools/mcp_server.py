@@ -103,16 +103,11 @@ def build_server(
     return server
 
 
-def http_arguments(host: str, port: int) -> dict[str, Any]:
-    """What ``server.run`` takes for streamable HTTP."""
-    return {
-        "transport": "streamable-http",
-        "host": host,
-        "port": port,
-        "stateless_http": True,
-        "json_response": True,
-        "max_request_body_size": _MOST_REQUEST_BYTES,
-    }
+def http_app(server: MCPServer) -> Any:
+    """The server as an ASGI application at ``/mcp``: stateless, JSON, bounded requests."""
+    return server.streamable_http_app(
+        stateless_http=True, json_response=True, max_request_body_size=_MOST_REQUEST_BYTES
+    )
 
 
 def _face(tool: Tool, context: Context, who: Callable[[], Caller]) -> Callable[..., Any]:
