@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 from wattmesh_a2a.errors import InvalidMessageError
-from wattmesh_a2a.telemetry import MAGIC, MAX_BODY_BYTES, ColumnBatch, RecordBatch, decode
+from wattmesh_a2a.telemetry import MAGIC, MAX_BODY_BYTES, MODES, RAW, ColumnBatch, RecordBatch, decode
 
 _MAX_ROWS, _MAX_COLUMNS, _MAX_TEXT = 100_000, 10_000, 200
 _COLUMNS_KEY = b'"columns":['
@@ -73,7 +73,7 @@ def decode_frame(frame: bytes, wanted: frozenset[str] | None = None) -> Samples 
         frame: As it came.
         wanted: Points to take out of a batch of samples; the others are not looked at. Without it, all.
     """
-    if frame[:4] != MAGIC + b"C":
+    if frame[:4] not in _KINDS:
         batch = decode(frame)
         return samples_of(batch) if isinstance(batch, ColumnBatch) else batch
     try:
@@ -83,7 +83,7 @@ def decode_frame(frame: bytes, wanted: frozenset[str] | None = None) -> Samples 
             raise InvalidMessageError("telemetry frame cut off, too large, or followed by something")
         (size,) = struct.unpack_from("<I", body)
         header, columns = _header(body[4 : 4 + size])
-        return _samples(header, columns, memoryview(body)[4 + size :], wanted)
+        return _KINDS[frame[:4]](header, columns, memoryview(body)[4 + size :], wanted)
     except (zlib.error, struct.error, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InvalidMessageError(f"telemetry frame is damaged: {error}") from error
 
@@ -134,11 +134,57 @@ def _places(columns: tuple[str, ...], wanted: frozenset[str]) -> tuple[tuple[str
 def _samples(
     header: dict[str, object], columns: tuple[str, ...], rest: memoryview, wanted: frozenset[str] | None
 ) -> Samples:
+    """Kind ``D``: decimal columns as differences, the others as doubles."""
     rows = _count(header["rows"], _MAX_ROWS)
-    first = _count(header["first_ns"], 2**62)
+    decimal, raw, multiplied, factors = _modes(header["modes"], len(columns))
+    count = len(columns)
+    if len(rest) != rows * (4 + count + 4 * len(decimal) + 8 * len(raw)):
+        raise InvalidMessageError("telemetry frame's length does not fit its header")
+    values = np.empty((count, rows))
+    at = rows * 4
+    qualities = np.frombuffer(rest[at : at + rows * count], dtype=np.uint8).reshape(count, rows)
+    at += rows * count
+    if rows and len(decimal):
+        shuffled = np.frombuffer(rest[at : at + 4 * rows * len(decimal)], dtype=np.uint8).reshape(4, -1)
+        differences = np.ascontiguousarray(shuffled.T).view("<i4").reshape(len(decimal), rows)
+        numbers = differences.cumsum(axis=1, dtype=np.int32).astype(np.float64)
+        values[decimal] = np.where(multiplied, numbers * factors, numbers / factors)
+        at += 4 * rows * len(decimal)
+        if qualities.max() == BAD:
+            bad = qualities == BAD
+            bad[raw] = False
+            values[bad] = np.nan
+    if rows and len(raw):
+        values[raw] = np.frombuffer(rest[at:], dtype="<f8").reshape(len(raw), rows)
+    taken = columns
+    if wanted is not None:
+        taken, places = _places(columns, wanted)
+        values, qualities = values[places], qualities[places]
+    return _checked(header, taken, rest, values, qualities)
+
+
+@lru_cache(maxsize=4096)
+def _modes(
+    modes: object, count: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_], NDArray[np.float64]]:
+    """Where the decimal and the raw columns stand; of the decimal ones whether to multiply, and the factors."""
+    if not isinstance(modes, str) or len(modes) != count or not set(modes) <= {*MODES, RAW}:
+        raise InvalidMessageError("telemetry header has wrong modes")
+    decimal = [index for index, mode in enumerate(modes) if mode != RAW]
+    raw = [index for index, mode in enumerate(modes) if mode == RAW]
+    rules = [MODES[modes[index]] for index in decimal]
+    multiplied = np.array([[times] for times, _ in rules], dtype=np.bool_).reshape(-1, 1)
+    factors = np.array([[factor] for _, factor in rules]).reshape(-1, 1)
+    return np.array(decimal, dtype=np.intp), np.array(raw, dtype=np.intp), multiplied, factors
+
+
+def _plain(
+    header: dict[str, object], columns: tuple[str, ...], rest: memoryview, wanted: frozenset[str] | None
+) -> Samples:
+    """Kind ``C``, of the first version."""
+    rows = _count(header["rows"], _MAX_ROWS)
     if len(rest) != rows * 4 + len(columns) * rows * 9:
         raise InvalidMessageError("telemetry frame's length does not fit its header")
-    offsets = np.frombuffer(rest[: rows * 4], dtype="<i4").astype(np.int64)
     taken = columns if wanted is None else _places(columns, wanted)[0]
     values = np.empty((len(taken), rows))
     qualities = np.empty((len(taken), rows), dtype=np.uint8)
@@ -148,15 +194,31 @@ def _samples(
             block = block[_places(columns, wanted)[1]]
         values = np.ascontiguousarray(block[:, : rows * 8]).view("<f8")
         qualities = block[:, rows * 8 :]
+    return _checked(header, taken, rest, values, qualities)
+
+
+def _checked(
+    header: dict[str, object],
+    columns: tuple[str, ...],
+    rest: memoryview,
+    values: NDArray[np.float64],
+    qualities: NDArray[np.uint8],
+) -> Samples:
+    if values.size:
         if qualities.max() > BAD:
             raise InvalidMessageError("telemetry frame has an unknown quality")
         if np.isinf(values).any():
             raise InvalidMessageError("telemetry frame has an infinite value")
-    times = first + offsets * 1_000_000
+    rows = values.shape[1]
+    offsets = np.frombuffer(rest[: rows * 4], dtype="<i4").astype(np.int64)
+    times = _count(header["first_ns"], 2**62) + offsets * 1_000_000
     if rows and int(times.min()) < 0:
         raise InvalidMessageError("telemetry frame has a time before 1970")
     site, session, stream = _text(header["site"]), _text(header["session"]), _text(header["stream"])
-    return Samples(site, session, stream, _count(header["sequence"], 2**62), taken, times, values, qualities)
+    return Samples(site, session, stream, _count(header["sequence"], 2**62), columns, times, values, qualities)
+
+
+_KINDS = {MAGIC + b"C": _plain, MAGIC + b"D": _samples}
 
 
 def _text(value: object) -> str:

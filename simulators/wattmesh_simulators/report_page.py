@@ -113,7 +113,8 @@ def _frequency(frequency: Mapping[str, Any]) -> str:
         return "<p class=soft>No frequency event.</p>"
     rows = [
         (
-            e["site"], e["kind"], e["start"], f"{e['extreme_hz']:.3f}", f"{e['response_w']:.0f}",
+            e["site"], e["kind"], e["start"], "-" if e["extreme_hz"] is None else f"{e['extreme_hz']:.3f}",
+            "-" if e["response_w"] is None else f"{e['response_w']:.0f}",
             "-" if e["response_ms"] is None else f"{e['response_ms']:.2f}",
         )
         for e in frequency["events"]
