@@ -1,8 +1,10 @@
 """The five tool services: bounded, by role and site, once by key, audited; the same by MCP and as Lambda handlers."""
 
 import asyncio
+import base64
 import hashlib
 import json
+from array import array
 from types import SimpleNamespace
 
 import pytest
@@ -309,6 +311,43 @@ def test_lambda_handlers(lambdas, history, midnight_ns, monkeypatch):
     assert [one["error"]["code"] for one in codes] == ["invalid", "invalid", "invalid", "invalid", "forbidden"]
     monkeypatch.setenv("WATTMESH_SITES", "bob")
     assert lambdas.historical_data(event, runtime("x___metered-energy"))["error"]["code"] == "forbidden"
+
+
+def test_the_telemetry_handler_stores_once_and_acknowledges(lambdas, store, clock, make_interval, monkeypatch):
+    from wattmesh_a2a.codec import record_line
+    from wattmesh_a2a.telemetry import ColumnBatch, RecordBatch, encode_columns, encode_records
+
+    published = []
+    monkeypatch.setattr(lambdas, "iot", lambda: SimpleNamespace(publish=lambda **message: published.append(message)))
+    monkeypatch.setenv("WATTMESH_ORG", "demo")
+    points = ColumnBatch(
+        site_id="ann", session="s", stream="points", sequence=7, columns=("meter.active_power_w",),
+        times_ns=array("q", [clock.utc_ns()]), values=(array("d", [1.5]),), qualities=(b"\0",),
+    )  # fmt: skip
+    reading = record_line(make_interval("ann", clock.utc_ns()))
+    records = RecordBatch(site_id="ann", session="s", stream="records", sequence=3, lines=(reading, b"no json"))
+
+    def message(name, stream, frame, site="ann", rule="$aws/rules/wattmesh_telemetry/"):
+        body = {"topic": f"{rule}wattmesh/v1/telemetry/demo/{site}/{stream}", "frame": base64.b64encode(frame).decode()}
+        return {"messageId": name, "body": json.dumps(body)}
+
+    good = [message("m1", "points", encode_columns(points)), message("m2", "records", encode_records(records), rule="")]
+    bad = [
+        message("b1", "points", b"garbage"),
+        message("b2", "points", encode_columns(points), site="bob"),
+        {"messageId": "b3", "body": "no json"},
+        {"messageId": "b4", "body": json.dumps({"topic": "x/y", "frame": ""})},
+        {"messageId": "b5", "body": json.dumps({"topic": "wattmesh/v1/telemetry/demo/ann/points", "frame": "!"})},
+        {"messageId": "b6", "body": "[]"},
+    ]
+    for _ in range(2):
+        answer = lambdas.telemetry({"Records": [*bad, *good]}, None)
+        assert [one["itemIdentifier"] for one in answer["batchItemFailures"]] == ["b1", "b2", "b3", "b4", "b5", "b6"]
+    assert store.sequences("ann", "points") == (1, 1)
+    assert len(store.query(Table.CONSUMER_METRICS, "ann", 0, 2**62)) == 1
+    assert {one["topic"] for one in published} == {"a2a/v1/request/demo/ann/gateway"}
+    told = [json.loads(one["payload"])["data"] for one in published]
+    assert told.count({"stream": "points", "sequences": [7]}) == 2
 
 
 def test_the_gateways_schemas(lambdas):

@@ -8,24 +8,38 @@ role it runs as): a gateway's caller is authorised by the gateway, and its argum
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+import logging
 import os
+import uuid
+from collections import defaultdict
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import boto3
-from wattmesh_a2a.clock import SystemClock
+from botocore.exceptions import BotoCoreError, ClientError
+from wattmesh_a2a.clock import NS_PER_S, SystemClock
+from wattmesh_a2a.codec import encode, parse_record, type_name
+from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, INGEST_AGENT, Address, Envelope
 from wattmesh_a2a.errors import InvalidMessageError, UnavailableError, WattmeshError
 from wattmesh_a2a.market import Order
+from wattmesh_a2a.messages import TelemetryAck
+from wattmesh_a2a.topics import MAX_PAYLOAD_BYTES, Topics
 
 from wattmesh_cloud.audit import AuditLog
-from wattmesh_cloud.store.base import JsonValue
+from wattmesh_cloud.frames import Samples, decode_frame
+from wattmesh_cloud.ingest import IngestLimits, items_of
+from wattmesh_cloud.store.base import Derived, FrameRow, Item, JsonValue, Table
 from wattmesh_cloud.tools.base import Caller, Context, error_code
 from wattmesh_cloud.tools.catalogue import CATALOGUE, tool
 
+log = logging.getLogger(__name__)
+
 _TOOL_NAME = "bedrockAgentCoreToolName"
+_RULES = "$aws/rules/"
 _MOST_ANSWER_BYTES = 5_000_000
 """Below Lambda's 6 MB."""
 
@@ -69,7 +83,7 @@ class QueuedActions:
             answer = self._client.send_message(
                 QueueUrl=self._url, MessageBody=json.dumps(message, sort_keys=True), MessageGroupId=self._area
             )
-        except Exception as error:
+        except (BotoCoreError, ClientError) as error:
             raise UnavailableError(f"the market's queue does not take it: {error}") from error
         return {"accepted": True, "message": str(answer["MessageId"])}
 
@@ -148,6 +162,91 @@ def grid_management(event: object, runtime: object) -> dict[str, Any]:
 def energy_trading_actions(event: object, runtime: object) -> dict[str, Any]:
     """Lambda handler of the service energy-trading-actions."""
     return handle("energy-trading-actions", event, runtime)
+
+
+def telemetry(event: Mapping[str, Any], runtime: object) -> dict[str, Any]:
+    """Lambda handler of the telemetry queue: frames into the store, each exactly once, then acknowledged to its gateway.
+
+    A message is what the IoT rule puts into the queue: ``{"topic": …, "frame": BASE64}``. One that can never be stored fails
+    until the queue's redrive policy puts it to the dead letters; the others of its batch are not held up.
+    """
+    failures: list[str] = []
+    frames: list[tuple[str, FrameRow, Derived]] = []
+    now_ns = SystemClock().utc_ns()
+    for record in event["Records"]:
+        try:
+            frames.append((record["messageId"], *_checked(record["body"], now_ns)))
+        except (InvalidMessageError, KeyError, TypeError, ValueError) as error:
+            log.warning("%s", json.dumps({"refused": str(error)[:300], "message": record["messageId"]}))
+            failures.append(record["messageId"])
+    done: dict[tuple[str, str], list[int]] = defaultdict(list)
+    store = context().store
+    for name, row, derived in frames:
+        try:
+            store.append_frames([(row, derived)])
+            done[row[0], row[1]].append(row[2])
+        except (WattmeshError, ValueError) as error:
+            log.warning("%s", json.dumps({"not_stored": str(error)[:300], "message": name}))
+            failures.append(name)
+    for (site, stream), sequences in done.items():
+        _acknowledge(site, stream, tuple(sequences), now_ns)
+    return {"batchItemFailures": [{"itemIdentifier": name} for name in failures]}
+
+
+def _checked(body: str, now_ns: int) -> tuple[FrameRow, Derived]:
+    message = json.loads(body)
+    topic = str(message["topic"])
+    if topic.startswith(_RULES):  # Basic Ingest: the rule's name stands in front
+        topic = topic.removeprefix(_RULES).partition("/")[2]
+    _, site, stream = Topics().parse_telemetry(topic)
+    frame = base64.b64decode(str(message["frame"]), validate=True)
+    if len(frame) > MAX_PAYLOAD_BYTES:
+        raise InvalidMessageError(f"a frame of {len(frame)} bytes")
+    batch = decode_frame(frame)
+    if (batch.site_id, batch.stream) != (site, stream):
+        raise InvalidMessageError(f"frame of {batch.site_id}/{batch.stream} on another's topic")
+    span = (now_ns, now_ns)
+    derived: list[tuple[Table, Item]] = []
+    if isinstance(batch, Samples):
+        span = batch.span()
+        if span[1] > now_ns + IngestLimits().ahead_s * NS_PER_S:
+            raise InvalidMessageError("samples of the future: the gateway's clock is wrong")
+    else:
+        for line in batch.lines:
+            try:
+                derived += items_of(site, parse_record(line))
+            except InvalidMessageError as error:
+                log.warning("%s", json.dumps({"record_not_understood": str(error)[:300], "site": site}))
+    return (site, stream, batch.sequence, *span, batch.records, frame), derived
+
+
+def _acknowledge(site: str, stream: str, sequences: tuple[int, ...], now_ns: int) -> None:
+    """Tell the gateway; a lost acknowledgement is made up for by the batch coming again."""
+    org = os.environ["WATTMESH_ORG"]
+    source = Address(org, CLOUD_UNIT, INGEST_AGENT)
+    ack = TelemetryAck(stream=stream, sequences=sequences)
+    name = uuid.uuid4().hex
+    envelope = Envelope(
+        id=name, source=source, type=type_name(ack), time_ns=now_ns, session="lambda", sequence=0,
+        expires_ns=now_ns + 3600 * NS_PER_S, data=ack,
+    )  # fmt: skip
+    try:
+        iot().publish(
+            topic=Topics().request(Address(org, site, GATEWAY_AGENT)),
+            qos=1,
+            payload=encode(envelope),
+            responseTopic=Topics().reply(source, "lambda"),
+            correlationData=base64.b64encode(name.encode()).decode(),
+            messageExpiry=3600,
+        )
+    except (BotoCoreError, ClientError) as error:
+        log.warning("%s", json.dumps({"not_acknowledged": str(error)[:300], "site": site}))
+
+
+@cache
+def iot() -> Any:
+    """The client of IoT Core's data plane."""
+    return boto3.client("iot-data")
 
 
 def gateway_schema(service: str) -> list[dict[str, Any]]:
