@@ -9,7 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 from wattmesh_a2a.clock import NS_PER_S
+from wattmesh_a2a.delivery import ACKNOWLEDGED, Delivery
+from wattmesh_a2a.envelope import Address
 from wattmesh_a2a.errors import ConflictError, InvalidMessageError, UnauthorisedError, UnavailableError
+from wattmesh_a2a.messages import TelemetryAck
+from wattmesh_a2a.signing import KeyRing
+from wattmesh_a2a.transports.base import Inbound
+from wattmesh_a2a.transports.memory import MemoryBroker, MemoryTransport
 from wattmesh_cloud.audit import AuditLog, verify
 from wattmesh_cloud.market.service import MarketService
 from wattmesh_cloud.store.base import Item, Table
@@ -320,6 +326,7 @@ def test_the_telemetry_handler_stores_once_and_acknowledges(lambdas, store, cloc
     published = []
     monkeypatch.setattr(lambdas, "iot", lambda: SimpleNamespace(publish=lambda **message: published.append(message)))
     monkeypatch.setenv("WATTMESH_ORG", "demo")
+    monkeypatch.setattr(lambdas, "keys", lambda: KeyRing({"ann": b"k" * 32}))
     points = ColumnBatch(
         site_id="ann", session="s", stream="points", sequence=7, columns=("meter.active_power_w",),
         times_ns=array("q", [clock.utc_ns()]), values=(array("d", [1.5]),), qualities=(b"\0",),
@@ -348,6 +355,30 @@ def test_the_telemetry_handler_stores_once_and_acknowledges(lambdas, store, cloc
     assert {one["topic"] for one in published} == {"a2a/v1/request/demo/ann/gateway"}
     told = [json.loads(one["payload"])["data"] for one in published]
     assert told.count({"stream": "points", "sequences": [7]}) == 2
+    assert asyncio.run(believed(published[0], b"k" * 32, clock)) == [TelemetryAck(stream="points", sequences=(7,))]
+    assert asyncio.run(believed(published[0], b"x" * 32, clock)) == []
+
+
+async def believed(message, key, clock):
+    """What a gateway takes of a published message."""
+    broker, taken = MemoryBroker(), []
+    site = Delivery(MemoryTransport(broker), Address("demo", "ann", "gateway"), clock, keys=KeyRing({"ann": key}))
+
+    async def take(envelope):
+        taken.append(envelope.data)
+        return ACKNOWLEDGED
+
+    site.on_request(TelemetryAck, take, idempotent=True)
+    await site.start()
+    inbound = Inbound(
+        topic=message["topic"], payload=message["payload"], response_topic=message["responseTopic"],
+        correlation_data=base64.b64decode(message["correlationData"]),
+    )  # fmt: skip
+    broker.publish(inbound, retain=False)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    await site.stop()
+    return taken
 
 
 def test_the_gateways_schemas(lambdas):

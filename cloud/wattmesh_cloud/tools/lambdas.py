@@ -22,11 +22,12 @@ from typing import Any
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 from wattmesh_a2a.clock import NS_PER_S, SystemClock
-from wattmesh_a2a.codec import encode, parse_record, type_name
+from wattmesh_a2a.codec import canonical, encode, parse_record, to_fields, type_name
 from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, INGEST_AGENT, Address, Envelope
 from wattmesh_a2a.errors import InvalidMessageError, UnavailableError, WattmeshError
 from wattmesh_a2a.market import Order
 from wattmesh_a2a.messages import TelemetryAck
+from wattmesh_a2a.signing import KeyRing
 from wattmesh_a2a.topics import MAX_PAYLOAD_BYTES, Topics
 
 from wattmesh_cloud.audit import AuditLog
@@ -230,17 +231,27 @@ def _acknowledge(site: str, stream: str, sequences: tuple[int, ...], now_ns: int
         id=name, source=source, type=type_name(ack), time_ns=now_ns, session="lambda", sequence=0,
         expires_ns=now_ns + 3600 * NS_PER_S, data=ack,
     )  # fmt: skip
+    signature = keys().sign(site, canonical(to_fields(envelope)))
+    if signature is None:
+        log.warning("%s", json.dumps({"not_acknowledged": "no key of this site", "site": site}))
+        return
     try:
         iot().publish(
             topic=Topics().request(Address(org, site, GATEWAY_AGENT)),
             qos=1,
-            payload=encode(envelope),
+            payload=encode(envelope, signature),
             responseTopic=Topics().reply(source, "lambda"),
             correlationData=base64.b64encode(name.encode()).decode(),
             messageExpiry=3600,
         )
     except (BotoCoreError, ClientError) as error:
         log.warning("%s", json.dumps({"not_acknowledged": str(error)[:300], "site": site}))
+
+
+@cache
+def keys() -> KeyRing:
+    """The sites' keys, from a folder that is mounted into the function: a gateway believes a signed acknowledgement alone."""
+    return KeyRing.of_folder(Path(os.environ["WATTMESH_KEYS"]))
 
 
 @cache
