@@ -232,6 +232,7 @@ class Cloud:
                     self._write_report()
                 await asyncio.to_thread(self._maintain, now)
                 await self.ingest.replay()
+                await self.ingest.recall(self.view.online)
                 await self._clock.sleep_until_ns(self._clock.monotonic_ns() + 300 * NS_PER_S)
 
     def _maintain(self, now_ns: int) -> None:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from wattmesh_a2a.alarms import Alarm
@@ -22,7 +22,7 @@ from wattmesh_a2a.control import Decision
 from wattmesh_a2a.envelope import GATEWAY_AGENT, Address
 from wattmesh_a2a.errors import InvalidMessageError, UnavailableError, WattmeshError
 from wattmesh_a2a.grid import FrequencyEvent
-from wattmesh_a2a.messages import IntervalEnergy, Message, TelemetryAck
+from wattmesh_a2a.messages import IntervalEnergy, Message, TelemetryAck, TelemetryHeld, TelemetryResend
 from wattmesh_a2a.messenger import Messenger
 from wattmesh_a2a.telemetry import RecordBatch
 from wattmesh_a2a.topics import MAX_PAYLOAD_BYTES
@@ -37,6 +37,7 @@ _ACK_SEQUENCES = 500
 _STORE_PAUSE_S = 1.0
 _ACK_VALID_S = 3600
 _REPLAY_AT_ONCE = 100
+_RECALLS_AT_ONCE = 20
 
 ColumnHandler = Callable[[Samples], None]
 RecordHandler = Callable[[str, Message], None]
@@ -119,6 +120,8 @@ class Ingest:
         self._column_handlers: list[ColumnHandler] = []
         self._record_handlers: list[RecordHandler] = []
         self._said: set[str] = set()
+        self._gaps: set[tuple[str, str, int, int]] = set()
+        self._gone: set[tuple[str, str, int, int]] = set()
         self.counts: Counter[str] = Counter()
         self.last_seen: dict[str, float] = {}
 
@@ -370,6 +373,39 @@ class Ingest:
             await self._messenger.request(to, ack, expires_ns=expires_ns, timeout_s=20.0)
         except WattmeshError:
             self.counts["acks_unanswered"] += 1
+
+    # -- what is missing
+
+    async def recall(self, sites: Collection[str]) -> None:
+        """Ask these sites for batches that are missing now and were at the last call; what they no longer have is lost.
+
+        A gateway sends the newest first, so that young gaps close by themselves. Returns before the answers.
+        """
+        gaps: set[tuple[str, str, int, int]] = set()
+        for site, stream in await asyncio.to_thread(self._store.streams):
+            if site in sites:
+                found = await asyncio.to_thread(self._store.gaps, site, stream)
+                gaps.update((site, stream, first, last) for first, last in found)
+        old = sorted((gaps & self._gaps) - self._gone)
+        self._gaps = gaps
+        for gap in old[:_RECALLS_AT_ONCE]:
+            task = asyncio.get_running_loop().create_task(self._recall(*gap))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _recall(self, site: str, stream: str, first: int, last: int) -> None:
+        to = Address(self._org, site, GATEWAY_AGENT)
+        wanted = TelemetryResend(stream=stream, first=first, last=last)
+        self.counts["recalls"] += 1
+        try:
+            expires_ns = self._clock.utc_ns() + _ACK_VALID_S * NS_PER_S
+            answer = await self._messenger.request(to, wanted, expires_ns=expires_ns, timeout_s=20.0)
+        except WattmeshError:
+            return
+        if isinstance(answer, TelemetryHeld) and answer.held == 0:
+            self._gone.add((site, stream, first, last))
+            self.counts["batches_lost"] += last - first + 1
+            log.warning("%s has lost batches %d to %d of %s for good", site, first, last, stream)
 
     async def stop(self) -> None:
         """End the acknowledgements under way."""

@@ -10,7 +10,7 @@ from wattmesh_a2a.codec import record_line
 from wattmesh_a2a.delivery import ACKNOWLEDGED, Delivery
 from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, INGEST_AGENT, Address
 from wattmesh_a2a.errors import UnavailableError
-from wattmesh_a2a.messages import IntervalEnergy, TelemetryAck
+from wattmesh_a2a.messages import IntervalEnergy, TelemetryAck, TelemetryHeld, TelemetryResend
 from wattmesh_a2a.signing import KeyRing
 from wattmesh_a2a.telemetry import ColumnBatch, RecordBatch, encode_columns, encode_records
 from wattmesh_a2a.transports.memory import MemoryBroker, MemoryTransport
@@ -325,3 +325,28 @@ async def test_what_cannot_be_stored_costs_itself_alone(fleet, clock, store, dea
     assert store.sequences("home-1", "points") == (2, 4)
     (letter,) = dead.letters()
     assert (letter.sequence, letter.reason) == (2, "cannot be stored: not this one")
+
+
+async def test_a_gap_that_stays_is_asked_for_and_what_is_gone_is_counted_once(store, clock, messenger):
+    ingest = Ingest(store, messenger, clock, "demo", limits=AT_ONCE)
+    store.append([samples(sequence, clock) for sequence in (1, 4, 9)], {})
+    store.append([samples(sequence, clock, "home-2") for sequence in (1, 3)], {})
+    held = {2: 2, 5: 0}
+    messenger.answer = lambda to, asked: TelemetryHeld(
+        stream=asked.stream, first=asked.first, last=asked.last, held=held[asked.first]
+    )
+
+    async def round_of():
+        messenger.requests.clear()
+        await ingest.recall({"home-1"})
+        while ingest._tasks:
+            await asyncio.wait(ingest._tasks)
+        return [(one.to.unit, one.message.first, one.message.last) for one in messenger.sent(TelemetryResend)]
+
+    assert await round_of() == [], "a young gap closes by itself"
+    assert sorted(await round_of()) == [("home-1", 2, 3), ("home-1", 5, 8)], "home-2 is not there to be asked"
+    assert ingest.counts["batches_lost"] == 4
+    assert await round_of() == [("home-1", 2, 3)], "what is gone is not asked for again"
+    store.append([samples(2, clock), samples(3, clock)], {})
+    assert await round_of() == []
+    assert ingest.counts["batches_lost"] == 4
