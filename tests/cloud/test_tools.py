@@ -197,6 +197,16 @@ def test_orders_pass_the_markets_own_limits(context, market, clock, midnight_ns)
             call(context, "submit-orders", TRADER, orders=[wrong], idempotency_key="key-00000003", **arguments)
 
 
+def test_an_action_that_cannot_be_written_down_is_not_done(context, market, monkeypatch):
+    def full(*entry):
+        raise UnavailableError("the disk is full")
+
+    monkeypatch.setattr(context.audit, "write", full)
+    with pytest.raises(UnavailableError):
+        call(context, "halt-market", OPERATOR, reason="because", idempotency_key="key-00000001")
+    assert market.engine.halted is None
+
+
 def test_without_a_market_actions_are_unavailable(context):
     context.actions = None
     with pytest.raises(UnavailableError):

@@ -156,6 +156,8 @@ class Tool:
     async def _done(self, context: Context, caller: Caller, values: dict[str, Any]) -> Any:
         if not self.action:
             return await asyncio.to_thread(self.function, context, caller, **values)
+        begun = (context.clock.utc_ns(), caller.id, f"tool.{self.name}", "begun", {"arguments": _summary(values)})
+        await asyncio.to_thread(context.audit.write, *begun)  # where it cannot be written down it is not done
         return await once(context, caller, self, values)
 
 
@@ -221,4 +223,4 @@ def _json(value: object) -> object:
 
 
 def _summary(arguments: Mapping[str, Any]) -> str:
-    return json.dumps(dict(arguments), default=str)[:500]
+    return json.dumps(dict(arguments), default=_json)[:500]
