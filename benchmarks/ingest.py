@@ -17,6 +17,7 @@ import sqlite3
 import sys
 import tempfile
 import time
+import uuid
 from array import array
 from collections import deque
 from pathlib import Path
@@ -24,13 +25,14 @@ from pathlib import Path
 import psutil
 from wattmesh_a2a.broker import provision_broker
 from wattmesh_a2a.clock import NS_PER_S, SystemClock
+from wattmesh_a2a.codec import encode, type_name
 from wattmesh_a2a.delivery import ACKNOWLEDGED, Delivery
-from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, INGEST_AGENT, Address
+from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, INGEST_AGENT, Address, Envelope
 from wattmesh_a2a.errors import UnavailableError
-from wattmesh_a2a.messages import TelemetryAck
 from wattmesh_a2a.signing import KeyRing
 from wattmesh_a2a.telemetry import ColumnBatch, encode_columns
 from wattmesh_a2a.topics import Topics
+from wattmesh_a2a.transports.base import Inbound
 from wattmesh_a2a.transports.mqtt import MqttTransport
 from wattmesh_cloud.ingest import Ingest
 from wattmesh_cloud.lake import Lake
@@ -123,6 +125,40 @@ class Fleet:
             self.again += 1
 
 
+class Ears:
+    """All gateways' ends of the acknowledgements on one connection: each is taken and answered as a gateway would."""
+
+    def __init__(self, fleet: Fleet, url: str) -> None:
+        self._fleet, self._transport = fleet, MqttTransport(url, "bench/fleet/acks")
+        self._tasks: set[asyncio.Task] = set()
+
+    async def start(self) -> None:
+        """Listen for every site."""
+        await self._transport.subscribe(f"{Topics().prefix}/request/{ORG}/+/{GATEWAY_AGENT}", self._take)
+        await self._transport.start()
+        await self._transport.wait_connected(10)
+
+    def _take(self, inbound: Inbound) -> None:
+        request = json.loads(inbound.payload)
+        site = inbound.topic.split("/")[-2]
+        self._fleet.take_ack(int(site.partition("-")[2]), request["data"]["sequences"])
+        reply = Envelope(
+            id=uuid.uuid4().hex, source=Address(ORG, site, GATEWAY_AGENT), type=type_name(ACKNOWLEDGED),
+            time_ns=request["timens"], session="bench", sequence=1, expires_ns=request["expiresns"],
+            data=ACKNOWLEDGED, correlation_id=request["id"],
+        )  # fmt: skip
+        answer = self._transport.publish(
+            inbound.response_topic, encode(reply), correlation_data=inbound.correlation_data
+        )
+        task = asyncio.get_running_loop().create_task(answer)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def stop(self) -> None:
+        """Listen no more."""
+        await self._transport.stop()
+
+
 async def drive(fleet: Fleet, transport: MqttTransport, seconds: float, rate: float, window: int) -> float:
     """Send at most ``rate`` records a second with at most ``window`` batches unacknowledged; returns the elapsed seconds."""
     topics, began, credit, last, checked = Topics(), time.monotonic(), 0.0, time.monotonic(), 0.0
@@ -162,18 +198,7 @@ async def measure(seconds: float, sites: int, rows: int, most: float) -> list[di
             assert process.stdin
             assert (await process.stdout.readline()).strip() == b"ready"
             probe, memory = psutil.Process(process.pid), [0.0]
-            ears = [Address(ORG, f"site-{index}", GATEWAY_AGENT) for index in range(sites)]
-            acks = Delivery(
-                MqttTransport(broker.url, "bench/fleet/acks"), Address(ORG, "fleet", "acks"), SystemClock(),
-                keys=KeyRing({f"site-{index}": KEY for index in range(sites)}), serve=ears,
-            )  # fmt: skip
-            for index, ear in enumerate(ears):
-
-                async def take(envelope, index=index):
-                    fleet.take_ack(index, envelope.data.sequences)
-                    return ACKNOWLEDGED
-
-                acks.on_request(TelemetryAck, take, as_agent=ear, idempotent=True)
+            acks = Ears(fleet, broker.url)
             await acks.start()
             transport = MqttTransport(broker.url, "bench/fleet/telemetry")
             await transport.start()
