@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import socket
+import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -230,18 +231,19 @@ class Cloud:
                 if now >= due:
                     due = now - now % _REPORT_NS + _REPORT_NS
                     self._write_report()
-                await asyncio.to_thread(self._maintain, now)
-                await self.ingest.replay()
-                await self.ingest.recall(self.view.online)
+                try:
+                    await asyncio.to_thread(self._maintain, now)
+                    await self.ingest.replay()
+                    await self.ingest.recall(self.view.online)
+                except (UnavailableError, OSError, ValueError, sqlite3.Error) as error:
+                    # Due again the next time; nothing measured is at stake, and the fleet's other services go on.
+                    log.error("lake, roll-ups or dead letters are behind: %s", error)
                 await self._clock.sleep_until_ns(self._clock.monotonic_ns() + 300 * NS_PER_S)
 
     def _maintain(self, now_ns: int) -> None:
-        """Off the event loop. What fails here is due again the next time, and nothing measured is at stake."""
-        try:
-            self.lake.catch_up(self.store, now_ns - _LAKE_AFTER_NS)
-            self.store.maintain(now_ns)
-        except (UnavailableError, OSError) as error:
-            log.warning("lake and roll-ups are behind: %s", error)
+        """The lake first: what it has, the retention may take from the store."""
+        self.lake.catch_up(self.store, now_ns - _LAKE_AFTER_NS)
+        self.store.maintain(now_ns)
 
     # -- reporting
 

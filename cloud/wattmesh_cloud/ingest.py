@@ -317,7 +317,7 @@ class Ingest:
                 await asyncio.sleep(_STORE_PAUSE_S)
 
     def _write(self, group: _Group) -> None:
-        if group.rows:
+        if group.rows and not group.new:  # when the dead letters alone are tried again, new frames stay new
             group.new = self._store.append_frames(group.rows)
         if group.dead and self._dead is not None:
             kept = self._dead.keep(group.dead)

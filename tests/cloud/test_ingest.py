@@ -350,3 +350,26 @@ async def test_a_gap_that_stays_is_asked_for_and_what_is_gone_is_counted_once(st
     store.append([samples(2, clock), samples(3, clock)], {})
     assert await round_of() == []
     assert ingest.counts["batches_lost"] == 4
+
+
+async def test_dead_letters_that_cannot_be_kept_for_a_while_do_not_make_new_batches_old(
+    fleet, clock, dead, monkeypatch
+):
+    monkeypatch.setattr("wattmesh_cloud.ingest._STORE_PAUSE_S", 0.0)
+    ingest, make_site = fleet
+    site = await make_site()
+    got, real, failures = [], dead.keep, iter([UnavailableError("disk full")])
+    ingest.on_columns(got.append)
+
+    def failing(letters):
+        for error in failures:
+            raise error
+        return real(letters)
+
+    monkeypatch.setattr(dead, "keep", failing)
+    await site.delivery.send_telemetry("points", b"garbage")
+    await site.delivery.send_telemetry("points", encode_columns(samples(1, clock)))
+    await quiet(ingest)
+    assert [batch.sequence for batch in got] == [1]
+    assert site.acknowledged == [("points", 1)]
+    assert dead.counts() == {"home-1": 1}
