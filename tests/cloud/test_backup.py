@@ -47,13 +47,15 @@ def state(tmp_path, midnight_ns):
     store.append([batch(sequence, midnight_ns) for sequence in range(1440)], {})
     store.put(Table.TRADE_DATA, [Item(partition="area-1#trades", time_ns=midnight_ns, id="t1", data={"price": 1})])
     Lake(folder / "lake").catch_up(store, midnight_ns + 2 * 86_400 * NS_PER_S)
-    dead = DeadLetters(folder / "dead.sqlite")
+    dead = DeadLetters(folder / "dead_frames.sqlite")
     letter = DeadLetter(
         id=0, site="home-1\x1b[2J", stream="points", sequence=3, kind="frame", reason="no", first_ns=1, last_ns=1,
         times=1, payload=b"\x01",
     )  # fmt: skip
     dead.keep([letter])
-    Journal(folder / "market-area-1.journal").append_now({"kind": "order", "price": 3})
+    journal = Journal(folder / "market-area-1.journal")
+    journal.append_now({"kind": "order", "price": 3})
+    journal.close()
     (folder / "report.json").write_text("{}")
     (tmp_path / "keys").mkdir()
     (tmp_path / "keys" / "home-1.key").write_text("secret")
@@ -61,6 +63,14 @@ def state(tmp_path, midnight_ns):
     yield folder, store
     store.close()
     dead.close()
+
+
+def entries_of(path):
+    journal = Journal(path)
+    try:
+        return list(journal.entries())
+    finally:
+        journal.close()
 
 
 def contents(folder, midnight_ns):
@@ -73,7 +83,7 @@ def contents(folder, midnight_ns):
             store.samples("home-1", ["meter.active_power_w"], midnight_ns, midnight_ns + 10**14, step_s=900),
             lake.entries(),
             lake.query("SELECT count(*), sum(value) FROM samples"),
-            list(Journal(folder / "market-area-1.journal").entries()),
+            entries_of(folder / "market-area-1.journal"),
         )
     finally:
         store.close()
@@ -141,7 +151,7 @@ def test_nothing_is_overwritten(state, tmp_path):
 def change(saved, what):
     index = json.loads((saved / "backup.json").read_text())
     if what == "missing":
-        (saved / "state" / "dead.sqlite").unlink()
+        (saved / "state" / "dead_frames.sqlite").unlink()
     elif what == "changed":
         with (saved / "state" / "store.sqlite").open("r+b") as file:
             file.write(b"x")
@@ -154,8 +164,8 @@ def change(saved, what):
     elif what == "version":
         (saved / "backup.json").write_text(json.dumps({**index, "version": 2}))
     elif what == "link":
-        (saved / "state" / "dead.sqlite").unlink()
-        (saved / "state" / "dead.sqlite").symlink_to("/etc/hostname")
+        (saved / "state" / "dead_frames.sqlite").unlink()
+        (saved / "state" / "dead_frames.sqlite").symlink_to("/etc/hostname")
 
 
 @pytest.mark.parametrize("what", ["missing", "changed", "more", "no index", "broken index", "version", "link"])

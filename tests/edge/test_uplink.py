@@ -17,7 +17,7 @@ class Messenger:
     def on_request(self, kind, handler, *, as_agent=None, idempotent=False):
         self.handlers[kind] = handler
 
-    async def send_telemetry(self, stream, frame):
+    async def send_telemetry(self, stream, frame, *, backlog=False):
         self.sent.append((stream, frame))
 
 
