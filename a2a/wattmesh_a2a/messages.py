@@ -64,6 +64,25 @@ class TelemetryAck:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TelemetryResend:
+    """The cloud misses a run of batches between others; answered by :class:`TelemetryHeld`."""
+
+    stream: str
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TelemetryHeld:
+    """What a gateway still has of a missing run, and sends again; none means that the run is gone for good."""
+
+    stream: str
+    first: int
+    last: int
+    held: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class IntervalEnergy:
     """Energy of a site in one delivery slot, from its meters. Magnitudes are never negative."""
 
@@ -369,6 +388,8 @@ class GatewayStatus:
 Message = (
     SiteAnnouncement
     | TelemetryAck
+    | TelemetryResend
+    | TelemetryHeld
     | IntervalEnergy
     | OrderBatch
     | OrderBatchResult
@@ -403,6 +424,8 @@ Message = (
 MESSAGE_TYPES: dict[str, type[Message]] = {
     "wattmesh.site.announcement.v1": SiteAnnouncement,
     "wattmesh.telemetry.ack.v1": TelemetryAck,
+    "wattmesh.telemetry.resend.v1": TelemetryResend,
+    "wattmesh.telemetry.held.v1": TelemetryHeld,
     "wattmesh.metering.interval.v1": IntervalEnergy,
     "wattmesh.market.orders.v1": OrderBatch,
     "wattmesh.market.orders.result.v1": OrderBatchResult,

@@ -1,8 +1,16 @@
 """Telemetry batches: self-describing columns, compressed; and lines of JSON for records that are not samples.
 
-Frame: magic ``WM1``, kind byte, zlib-compressed body. Body of columns (little endian): header length (u32), header as
-JSON (site, session, stream, sequence, column names, row count, first time), then per row the time offset in ms (i32),
-then column by column f64 values and quality bytes. Body of records: header the same way, then JSON lines.
+Frame: magic ``WM1``, kind byte, zlib-compressed body. All bodies (little endian) begin with the header's length (u32) and the
+header as JSON (site, session, stream, sequence). Body of records (``R``): JSON lines.
+
+Body of columns (``D``): the header also has the row count, the first time, the column names and ``modes``, a letter a column.
+Then per row the time offset in ms (i32); column by column the quality bytes; the decimal columns' values as whole numbers, as
+differences from the row before (i32, the first from 0), the bytes of equal weight together; the other columns' values as f64.
+Measured values are whole numbers times a power of ten, which a double hides from a compressor: modes ``0`` to ``4`` mean the
+number divided by 10 to that power, ``a`` to ``d`` times 0.1 to 0.0001, ``x`` a double. A mode is taken only where it gives back
+every value exactly; a value whose quality is bad is NaN in every mode.
+
+Kind ``C``, of the first version, is still read: f64 values and quality bytes column by column, no modes.
 
 The header's ``sequence`` with (site, stream) is the identity of a batch: it never repeats, whatever restarts.
 """
@@ -21,7 +29,7 @@ from typing import NamedTuple
 from wattmesh_a2a.errors import InvalidMessageError
 
 MAGIC = b"WM1"
-_COLUMNS, _RECORDS = b"C", b"R"
+_PLAIN, _COLUMNS, _RECORDS = b"C", b"D", b"R"
 MAX_BODY_BYTES = 4_000_000
 """A frame that would inflate to more is refused (a compression bomb)."""
 _MAX_ROWS, _MAX_COLUMNS = 100_000, 10_000
@@ -67,16 +75,65 @@ class RecordBatch:
         return len(self.lines)
 
 
+MODES: dict[str, tuple[bool, float]] = {
+    **{str(power): (False, 10.0**power) for power in range(5)},
+    "a": (True, 0.1),
+    "b": (True, 0.01),
+    "c": (True, 0.001),
+    "d": (True, 0.0001),
+}
+"""Mode → whether to multiply (else divide), and by what."""
+RAW = "x"
+_BAD = 2
+_MOST_NUMBER = 2.0**31 - 1
+
+
 def encode_columns(batch: ColumnBatch) -> bytes:
     """The frame of a batch of samples."""
     first = batch.times_ns[0] if batch.times_ns else 0
-    header = _header(batch, {"columns": batch.columns, "rows": len(batch.times_ns), "first_ns": first})
-    offsets = array("i", [(t - first) // 1_000_000 for t in batch.times_ns])
-    parts = [struct.pack("<I", len(header)), header, offsets.tobytes()]
+    modes, decimal, raw = [], array("i"), []
     for values, quality in zip(batch.values, batch.qualities, strict=True):
-        parts.append(values.tobytes())
-        parts.append(quality)
-    return MAGIC + _COLUMNS + zlib.compress(b"".join(parts), 1)
+        mode, numbers = _decimal(values, quality)
+        modes.append(mode)
+        if mode == RAW:
+            raw.append(values.tobytes())
+            continue
+        before = 0
+        for number in numbers:
+            decimal.append((number - before + 2**31) % 2**32 - 2**31)
+            before = number
+    more: dict[str, Sequence[str] | int] = {"columns": batch.columns, "rows": len(batch.times_ns), "first_ns": first}
+    header = _header(batch, {**more, "modes": "".join(modes)})
+    offsets = array("i", [(t - first) // 1_000_000 for t in batch.times_ns])
+    flat = decimal.tobytes()
+    shuffled = (flat[place::4] for place in range(4))
+    parts = (struct.pack("<I", len(header)), header, offsets.tobytes(), *batch.qualities, *shuffled, *raw)
+    return MAGIC + _COLUMNS + zlib.compress(b"".join(parts), 6)
+
+
+def _decimal(values: array[float], quality: bytes) -> tuple[str, list[int]]:
+    """The mode that gives back every value exactly, with its whole numbers; :data:`RAW` where none does."""
+    good = [value for value, bad in zip(values, quality, strict=True) if bad != _BAD]
+    if len(good) < len(values) and any(
+        bad == _BAD and value == value for value, bad in zip(values, quality, strict=True)
+    ):
+        return RAW, []
+    for mode, (times, factor) in MODES.items():
+        numbers = []
+        for value in good:
+            scaled = value / factor if times else value * factor
+            if not -_MOST_NUMBER <= scaled <= _MOST_NUMBER:  # NaN and infinity neither
+                return RAW, []
+            number = round(scaled)
+            if (number * factor if times else number / factor) != value:
+                break
+            numbers.append(number)
+        else:
+            if len(good) == len(values):
+                return mode, numbers
+            rest = iter(numbers)
+            return mode, [0 if bad == _BAD else next(rest) for bad in quality]
+    return RAW, []
 
 
 def encode_records(batch: RecordBatch) -> bytes:
@@ -108,6 +165,8 @@ def decode(frame: bytes) -> ColumnBatch | RecordBatch:
             )  # fmt: skip
         if frame[3:4] == _COLUMNS:
             return _decode_columns(identity, header, rest)
+        if frame[3:4] == _PLAIN:
+            return _decode_plain(identity, header, rest)
     except (zlib.error, struct.error, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InvalidMessageError(f"telemetry frame is damaged: {error}") from error
     raise InvalidMessageError("telemetry frame of an unknown kind")
@@ -120,17 +179,52 @@ class _Identity(NamedTuple):
     sequence: int
 
 
-def _decode_columns(identity: _Identity, header: dict[str, object], rest: memoryview) -> ColumnBatch:
+def _shape(header: dict[str, object]) -> tuple[tuple[str, ...], int, int]:
+    """Column names, rows and first time."""
     names = header["columns"]
     if not isinstance(names, list) or len(names) > _MAX_COLUMNS:
         raise InvalidMessageError("telemetry frame has too many columns")
-    columns = tuple(_text(name) for name in names)
-    rows = _count(header["rows"], _MAX_ROWS)
-    first = _count(header["first_ns"], 2**62)
+    return tuple(_text(name) for name in names), _count(header["rows"], _MAX_ROWS), _count(header["first_ns"], 2**62)
+
+
+def _decode_columns(identity: _Identity, header: dict[str, object], rest: memoryview) -> ColumnBatch:
+    columns, rows, first = _shape(header)
+    modes = _text_of_modes(header["modes"], len(columns))
+    decimals = len(modes) - modes.count(RAW)
+    if len(rest) != rows * (4 + len(columns) + 4 * decimals + 8 * (len(columns) - decimals)):
+        raise InvalidMessageError("telemetry frame's length does not fit its header")
+    at = rows * 4
+    qualities = tuple(bytes(rest[at + rows * index : at + rows * (index + 1)]) for index in range(len(columns)))
+    at += rows * len(columns)
+    shuffled = bytes(rest[at : at + 4 * rows * decimals])
+    flat = bytearray(len(shuffled))
+    for place in range(4):
+        flat[place::4] = shuffled[place * rows * decimals : (place + 1) * rows * decimals]
+    differences = array("i")
+    differences.frombytes(flat)
+    at += len(shuffled)
+    values: list[array[float]] = []
+    taken = 0
+    for mode, quality in zip(modes, qualities, strict=True):
+        column = array("d")
+        if mode == RAW:
+            column.frombytes(rest[at : at + 8 * rows])
+            at += 8 * rows
+        else:
+            times, factor = MODES[mode]
+            number = 0
+            for difference, bad in zip(differences[taken : taken + rows], quality, strict=True):
+                number = (number + difference + 2**31) % 2**32 - 2**31
+                column.append(math.nan if bad == _BAD else number * factor if times else number / factor)
+            taken += rows
+        values.append(column)
+    return _batch(identity, columns, _times(first, rest[: rows * 4]), values, qualities)
+
+
+def _decode_plain(identity: _Identity, header: dict[str, object], rest: memoryview) -> ColumnBatch:
+    columns, rows, first = _shape(header)
     if len(rest) != rows * 4 + len(columns) * rows * 9:
         raise InvalidMessageError("telemetry frame's length does not fit its header")
-    offsets = array("i")
-    offsets.frombytes(rest[: rows * 4])
     at = rows * 4
     values: list[array[float]] = []
     qualities: list[bytes] = []
@@ -138,24 +232,45 @@ def _decode_columns(identity: _Identity, header: dict[str, object], rest: memory
         column = array("d")
         column.frombytes(rest[at : at + rows * 8])
         at += rows * 8
-        quality = bytes(rest[at : at + rows])
+        qualities.append(bytes(rest[at : at + rows]))
         at += rows
-        if any(q > 2 for q in quality):
-            raise InvalidMessageError("telemetry frame has an unknown quality")
-        if any(math.isinf(v) for v in column):
-            raise InvalidMessageError("telemetry frame has an infinite value")
         values.append(column)
-        qualities.append(quality)
+    return _batch(identity, columns, _times(first, rest[: rows * 4]), values, tuple(qualities))
+
+
+def _times(first: int, raw: memoryview) -> array[int]:
+    offsets = array("i")
+    offsets.frombytes(raw)
+    return array("q", [first + offset * 1_000_000 for offset in offsets])
+
+
+def _batch(
+    identity: _Identity,
+    columns: tuple[str, ...],
+    times: array[int],
+    values: list[array[float]],
+    qualities: tuple[bytes, ...],
+) -> ColumnBatch:
+    if any(quality and max(quality) > _BAD for quality in qualities):
+        raise InvalidMessageError("telemetry frame has an unknown quality")
+    if any(math.isinf(value) for column in values for value in column):
+        raise InvalidMessageError("telemetry frame has an infinite value")
     return ColumnBatch(
         site_id=identity.site,
         session=identity.session,
         stream=identity.stream,
         sequence=identity.sequence,
         columns=columns,
-        times_ns=array("q", [first + offset * 1_000_000 for offset in offsets]),
+        times_ns=times,
         values=tuple(values),
-        qualities=tuple(qualities),
+        qualities=qualities,
     )
+
+
+def _text_of_modes(value: object, count: int) -> str:
+    if not isinstance(value, str) or len(value) != count or not set(value) <= {*MODES, RAW}:
+        raise InvalidMessageError("telemetry header has wrong modes")
+    return value
 
 
 def _header(batch: ColumnBatch | RecordBatch, more: dict[str, Sequence[str] | int]) -> bytes:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import socket
+import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from wattmesh_a2a.deadletters import DeadLetters
 from wattmesh_a2a.dedupe import SqliteDedupe
 from wattmesh_a2a.delivery import PEER_REQUESTS_PER_S, Delivery
 from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, INGEST_AGENT, Address, Envelope
-from wattmesh_a2a.errors import ConfigurationError, InvalidMessageError
+from wattmesh_a2a.errors import ConfigurationError, InvalidMessageError, UnavailableError
 from wattmesh_a2a.grid import GridStatus
 from wattmesh_a2a.messages import GatewayStatus
 from wattmesh_a2a.signing import KeyRing, Signer
@@ -26,6 +27,7 @@ from wattmesh_a2a.transports.mqtt import MqttTransport
 
 from wattmesh_cloud.agents.service import StrategyService
 from wattmesh_cloud.api import create_api
+from wattmesh_cloud.audit import AuditLog
 from wattmesh_cloud.config import CloudConfig
 from wattmesh_cloud.forecasting.service import ForecastingService
 from wattmesh_cloud.grid.service import GridService
@@ -35,13 +37,17 @@ from wattmesh_cloud.live import LiveView
 from wattmesh_cloud.market.risk import SiteState
 from wattmesh_cloud.market.service import MarketService
 from wattmesh_cloud.market.telemetry import site_state
+from wattmesh_cloud.store.dead import DeadLetters as DeadFrames
 from wattmesh_cloud.store.sqlite import SqliteStore
+from wattmesh_cloud.tools.base import Context
+from wattmesh_cloud.tools.catalogue import MarketActions
 from wattmesh_cloud.view import CloudView
 
 log = logging.getLogger(__name__)
 
 _REPORT_NS = 3600 * NS_PER_S
-_DAY_NS = 86_400 * NS_PER_S
+_LAKE_AFTER_NS = 600 * NS_PER_S
+"""A day goes to the lake this long after its end; what comes later, with the next round."""
 
 
 def _keys(config: CloudConfig) -> Signer:
@@ -86,7 +92,8 @@ class Cloud:
             serve=[Address(org, CLOUD_UNIT, name) for name in self.forecasting_ids],
         )
         messenger = self.messenger
-        self.ingest = Ingest(self.store, messenger, clock, org)
+        self.dead = DeadFrames(state / "dead_frames.sqlite")
+        self.ingest = Ingest(self.store, messenger, clock, org, dead=self.dead)
         self.market = MarketService(model.market, self.store, messenger, clock, state, org)
         self.forecasting = ForecastingService(
             model.forecasting,
@@ -122,6 +129,14 @@ class Cloud:
             forecasting=self.forecasting,
             grid=self.grid,
             strategy=self.strategy,
+        )
+        self.audit = AuditLog(state / "audit.log")
+        self.tools = Context(
+            store=self.store,
+            clock=clock,
+            area=model.market.area,
+            audit=self.audit,
+            actions=MarketActions(self.market),
         )
         self._wire()
 
@@ -189,6 +204,7 @@ class Cloud:
 
     async def run(self, stop: asyncio.Event, ready: Path | None = None) -> None:
         """Work until ``stop`` is set; then settle, flush, report."""
+        self.audit.write(self._clock.utc_ns(), "cloud", "process.start", "done")
         http = _bound_socket(self._config.model.http.host, self._config.model.http.port)
         server = self._http_server()
         await self.messenger.announce({"name": "wattmesh cloud", "agents": list(self.forecasting_ids)})
@@ -198,6 +214,9 @@ class Cloud:
             running = [group.create_task(service.run(), name=type(service).__name__) for service in self.services]
             running.append(group.create_task(self.ingest.run(), name="ingest"))
             running.append(group.create_task(self._housekeeping(), name="housekeeping"))
+            mcp = self._mcp_server()
+            if mcp is not None:
+                group.create_task(mcp.serve(), name="mcp")
             while not server.started and not serving.done():
                 await asyncio.sleep(0.02)
             if ready is not None:
@@ -212,10 +231,15 @@ class Cloud:
             for task in running:
                 task.cancel()
             server.should_exit = True
+            if mcp is not None:
+                mcp.should_exit = True
         await self.ingest.stop()
         self._write_report()
         await self.messenger.stop()
         self.market.close()
+        self.audit.write(self._clock.utc_ns(), "cloud", "process.stop", "done")
+        self.audit.close()
+        self.dead.close()
         self.store.close()
 
     def _http_server(self) -> uvicorn.Server:
@@ -233,9 +257,28 @@ class Cloud:
         server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]  # signals are the command's
         return server
 
+    def _mcp_server(self) -> uvicorn.Server | None:
+        """The tools by MCP where the file asks for it."""
+        tools = self._config.model.tools
+        if tools is None:
+            return None
+        try:
+            from wattmesh_cloud.tools.mcp_server import Tokens, build_server, http_app
+        except ModuleNotFoundError as error:
+            if error.name != "mcp":
+                raise
+            raise ConfigurationError("the tools need the MCP SDK: pip install 'wattmesh[mcp]'") from error
+        tokens = Tokens(tools.tokens)
+        app = http_app(build_server(self.tools, tokens.current, tokens=tokens, url=f"http://127.0.0.1:{tools.port}"))
+        config = uvicorn.Config(
+            app, host="127.0.0.1", port=tools.port, log_level="warning", access_log=False, timeout_graceful_shutdown=2
+        )
+        server = uvicorn.Server(config)
+        server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]  # signals are the command's
+        return server
+
     async def _housekeeping(self) -> None:
-        """The report once an hour, yesterday's Parquet once a day; in its own thread, off the market's way."""
-        day = self._clock.utc_ns() // _DAY_NS
+        """The report once an hour; every 5 min what waits for the lake, roll-ups, retention and dead letters marked for it."""
         due = 0
         with self._clock.runner():
             while True:
@@ -243,15 +286,19 @@ class Cloud:
                 if now >= due:
                     due = now - now % _REPORT_NS + _REPORT_NS
                     self._write_report()
-                if now // _DAY_NS != day:
-                    yesterday, day = day * _DAY_NS, now // _DAY_NS
-                    await asyncio.to_thread(self._compact, yesterday)
+                try:
+                    await asyncio.to_thread(self._maintain, now)
+                    await self.ingest.replay()
+                    await self.ingest.recall(self.view.online)
+                except (UnavailableError, OSError, ValueError, sqlite3.Error) as error:
+                    # Due again the next time; nothing measured is at stake, and the fleet's other services go on.
+                    log.error("lake, roll-ups or dead letters are behind: %s", error)
                 await self._clock.sleep_until_ns(self._clock.monotonic_ns() + 300 * NS_PER_S)
 
-    def _compact(self, day_ns: int) -> None:
-        for site, live in list(self.live.sites.items()):
-            keys = [name for name in live.points if name.endswith((".active_power_w", ".soc_percent", ".frequency_hz"))]
-            self.lake.compact(self.store, site, keys, day_ns)
+    def _maintain(self, now_ns: int) -> None:
+        """The lake first: what it has, the retention may take from the store."""
+        self.lake.catch_up(self.store, now_ns - _LAKE_AFTER_NS)
+        self.store.maintain(now_ns)
 
     # -- reporting
 
@@ -272,6 +319,7 @@ class Cloud:
             "grid": self.grid.snapshot(),
             "strategy": self.strategy.snapshot(),
             "lake": self.lake.files(),
+            "audit": self.audit.anchor(),
         }
 
     def _write_report(self) -> None:

@@ -23,6 +23,14 @@ class HttpModel(StrictModel):
     port: int = Field(default=8080, ge=1, le=65535)
 
 
+class ToolsModel(StrictModel):
+    """Where the tools are served by MCP, on loopback as the API is, and who may call them."""
+
+    port: int = Field(ge=1, le=65535)
+    tokens: Path
+    """JSON: id, SHA-256 of the token, roles, and sites (none for all) of each caller."""
+
+
 class CloudModel(StrictModel):
     """A cloud file."""
 
@@ -37,6 +45,7 @@ class CloudModel(StrictModel):
     key: Path | None = None
     crl: Path | None = None
     http: HttpModel = HttpModel()
+    tools: ToolsModel | None = None
     history: Path | None = None
     market: MarketConfig
     forecasting: ForecastingConfig = ForecastingConfig()
@@ -78,6 +87,8 @@ def load_cloud(path: Path) -> CloudConfig:
     files = {
         name: base / path for name in ("ca", "certificate", "key", "crl") if (path := getattr(model, name)) is not None
     }
+    if model.tools is not None:
+        files["tools"] = model.tools.model_copy(update={"tokens": base / model.tools.tokens})
     model = model.model_copy(update=files)
     return CloudConfig(
         model=model,

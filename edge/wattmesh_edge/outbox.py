@@ -179,6 +179,14 @@ class Outbox:
         found = [Pending(stream=stream, sequence=sequence, frame=frame) for stream, sequence, frame in rows]
         return [one for one in found if (one.stream, one.sequence) not in skip][:limit]
 
+    def held(self, stream: str, first: int, last: int, limit: int = 1000) -> list[int]:
+        """Which of a run of sequences wait here, at most ``limit``."""
+        rows = self._db.execute(
+            "SELECT sequence FROM batches WHERE stream = ? AND sequence BETWEEN ? AND ? ORDER BY sequence LIMIT ?",
+            (stream, first, last, limit),
+        )
+        return [sequence for (sequence,) in rows]
+
     def acknowledge(self, stream: str, sequences: Iterable[int]) -> None:
         """Forget batches that are safe; unknown ones were forgotten before.
 

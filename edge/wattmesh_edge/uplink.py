@@ -8,7 +8,7 @@ from collections.abc import Callable
 from wattmesh_a2a.delivery import ACKNOWLEDGED
 from wattmesh_a2a.envelope import CLOUD_UNIT, Envelope
 from wattmesh_a2a.errors import UnauthorisedError, UnavailableError
-from wattmesh_a2a.messages import Message, TelemetryAck
+from wattmesh_a2a.messages import Message, TelemetryAck, TelemetryHeld, TelemetryResend
 from wattmesh_a2a.messenger import Messenger
 
 from wattmesh_edge.outbox import Outbox
@@ -37,6 +37,7 @@ class Uplink:
         self.sent = 0
         self.acknowledged = 0
         messenger.on_request(TelemetryAck, self._on_ack, idempotent=True)
+        messenger.on_request(TelemetryResend, self._on_resend, idempotent=True)
 
     async def pump(self) -> None:
         """Send what fits the window; returns at once when there is nothing to do or no connection."""
@@ -77,3 +78,13 @@ class Uplink:
             if self._sent.pop((ack.stream, sequence), None) is not None:
                 self.acknowledged += 1
         return ACKNOWLEDGED
+
+    async def _on_resend(self, envelope: Envelope) -> Message:
+        wanted = envelope.data
+        assert isinstance(wanted, TelemetryResend)
+        if envelope.source.unit != CLOUD_UNIT:
+            raise UnauthorisedError(f"{envelope.source} may not ask for telemetry")
+        held = self._outbox.held(wanted.stream, wanted.first, wanted.last)
+        for sequence in held:  # not under way any more: the next pump sends it again
+            self._sent.pop((wanted.stream, sequence), None)
+        return TelemetryHeld(stream=wanted.stream, first=wanted.first, last=wanted.last, held=len(held))

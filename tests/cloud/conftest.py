@@ -1,6 +1,7 @@
 """What the cloud's tests share: a market area, orders, meter readings, and a messenger that answers as told."""
 
 import asyncio
+import socket
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -191,3 +192,10 @@ async def background():
     for result in await asyncio.gather(*tasks, return_exceptions=True):
         if isinstance(result, Exception):
             raise result
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

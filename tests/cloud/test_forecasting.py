@@ -181,7 +181,7 @@ async def test_after_a_restart_the_past_comes_from_the_store(service, clock, mak
 
 
 def _row(found):
-    ((table, item),) = found
+    table, item = found[0]  # the consumer's row; the producer's is beside it
     return table, [item]
 
 

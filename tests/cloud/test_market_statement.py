@@ -124,7 +124,7 @@ def test_what_a_site_could_deliver():
             {"id": "bat", "kind": "battery", "rated_power_w": 3000.0, "rated_energy_wh": 10_000.0},
         ]
     }
-    live = SiteLive(time_ns=7, points={"bat.soc_percent": 40.0})
+    live = SiteLive(time_ns=7, columns=("bat.soc_percent",), values=[40.0])
     wanted = SiteState(time_ns=7, output_w=8000, generation_w=5000, stored_wh=4000)
     assert site_state(announcement, live) == wanted
     assert site_state(announcement, SiteLive(time_ns=7)) is None

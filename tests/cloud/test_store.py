@@ -5,11 +5,36 @@ from array import array
 
 import pytest
 from wattmesh_a2a.clock import NS_PER_S
+from wattmesh_a2a.errors import UnavailableError
 from wattmesh_a2a.telemetry import ColumnBatch, RecordBatch, encode_columns
-from wattmesh_cloud.store.base import Item, Table
+from wattmesh_cloud.store.base import Item, Retention, Table
 from wattmesh_cloud.store.sqlite import SqliteStore
 
 T = 1_700_000_000 * NS_PER_S
+
+
+@pytest.fixture(params=["sqlite", "dynamodb"])
+def store(request, tmp_path, monkeypatch):
+    """The same contract over both."""
+    if request.param == "sqlite":
+        opened = SqliteStore(tmp_path / "store.sqlite")
+        yield opened
+        opened.close()
+        return
+    moto = pytest.importorskip("moto")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    with moto.mock_aws():
+        import boto3
+        from wattmesh_cloud.store.dynamodb import DynamoStore, table_definition
+
+        client = boto3.client("dynamodb", region_name="eu-central-1")
+        for table in Table:
+            client.create_table(**table_definition("test-", table))
+        opened = DynamoStore("test-", client=client, writers=1)  # moto is not made for threads
+        yield opened
+        opened.close()
 
 
 def columns(
@@ -131,3 +156,185 @@ def test_a_step_is_the_mean_of_good_values_and_absent_without_one(store):
         wanted.setdefault(moment - moment % (60 * NS_PER_S), []).append(value)
     assert by_minute == {minute: sum(values) / len(values) for minute, values in wanted.items()}
     assert series.qualities == bytes(len(by_minute))
+
+
+# -- rolled-up chunks and retention
+
+HOUR = 3600
+START = T - T % (86_400 * NS_PER_S)
+KEEP = Retention(frames_s=2 * 86_400, minutes_s=4 * 86_400, quarters_s=400 * 86_400)
+NAME = "meter.active_power_w"
+
+
+def day_of(sequence, day, *, offset_s=0, value=1.0, every_s=30, hours=24):
+    """A batch an hour, of samples every half minute."""
+    made = []
+    for hour in range(hours):
+        first = START + (day * 86_400 + hour * HOUR + offset_s) * NS_PER_S
+        times = array("q", [first + second * NS_PER_S for second in range(0, HOUR, every_s)])
+        made.append(
+            ColumnBatch(
+                site_id="home-1", session="s", stream="points", sequence=sequence + hour, columns=(NAME,), times_ns=times,
+                values=(array("d", [value + hour] * len(times)),), qualities=(bytes(len(times)),),
+            )
+        )  # fmt: skip
+    return made
+
+
+def at(day, seconds=0):
+    return START + (day * 86_400 + seconds) * NS_PER_S
+
+
+@pytest.fixture
+def short(tmp_path):
+    opened = SqliteStore(tmp_path / "short.sqlite", KEEP)
+    yield opened
+    opened.close()
+
+
+def means(store, start, end, step_s):
+    (series,) = store.samples("home-1", [NAME], start, end, step_s=step_s)
+    return dict(zip(series.times_ns, series.values, strict=True))
+
+
+@pytest.mark.parametrize("step_s", [60, 300, 900, 3600, 7200])
+def test_rolled_up_means_are_the_means_of_the_frames(short, step_s):
+    short.append(day_of(0, 0), {})
+    windows = [(at(0), at(1)), (at(0, 90), at(0, 5 * HOUR + 17)), (at(0, 100), at(0, 130))]
+    before = [means(short, *window, step_s) for window in windows]
+    short.maintain(at(0, 20 * HOUR))
+    part = [means(short, *window, step_s) for window in windows]
+    short.maintain(at(1, HOUR))
+    assert part == before
+    assert [means(short, *window, step_s) for window in windows] == before
+    assert len(before[0]) == 86_400 // step_s
+
+
+def test_an_hour_that_a_late_batch_touches_is_rolled_up_again(short):
+    short.append(day_of(0, 0), {})
+    short.maintain(at(1, HOUR))
+    assert means(short, at(0), at(0, HOUR), 3600) == {at(0): 1.0}
+    short.append(day_of(100, 0, offset_s=15, value=3.0, hours=1), {})
+    assert means(short, at(0), at(0, 2 * HOUR), 3600) == {at(0): 2.0, at(0, HOUR): 2.0}
+    short.maintain(at(1, HOUR))
+    assert means(short, at(0), at(0, 2 * HOUR), 3600) == {at(0): 2.0, at(0, HOUR): 2.0}
+
+
+def test_frames_go_after_their_time_and_the_lake_has_them_and_still_count(short):
+    short.append(day_of(0, 0), {})
+    short.append(day_of(24, 5), {})
+    before = means(short, at(0), at(1), 900)
+    short.maintain(at(6))
+    assert list(short.raw("home-1", at(0), at(1))) != [], "the lake has not got them yet"
+    for site, day, version in short.days_due(at(6)):
+        short.day_done(site, day, version)
+    short.maintain(at(6))
+    assert list(short.raw("home-1", at(0), at(1))) == []
+    assert means(short, at(0), at(1), 900) == before
+    assert means(short, at(0), at(1), 60) == {}, "minutes are kept for four days here"
+    assert short.sequences("home-1", "points") == (48, 48 * 120)
+    assert short.gaps("home-1", "points") == []
+    assert short.append(day_of(0, 0), {}) == 0, "a forgotten batch is known for ever"
+
+
+def test_what_is_late_beyond_the_frames_is_added_once(short):
+    short.append(day_of(0, 0), {})
+    short.append(day_of(24, 3), {})
+    for _ in range(2):
+        for site, day, version in short.days_due(at(4)):
+            short.day_done(site, day, version)
+        short.maintain(at(4))
+    assert list(short.raw("home-1", at(0), at(1))) == []
+    for sequence in (100, 200):
+        assert short.append(day_of(sequence, 0, offset_s=15, value=3.0, hours=1), {}) == 1
+        assert short.days_due(at(4)) == [("home-1", at(0), 1)], "the lake gets it too"
+        short.day_done("home-1", at(0), 1)
+        for _ in range(2):
+            short.maintain(at(4))
+        assert list(short.raw("home-1", at(0), at(1))) == []
+    assert means(short, at(0), at(0, 2 * HOUR), 3600) == {at(0): pytest.approx((1 + 3 + 3) / 3), at(0, HOUR): 2.0}
+    assert means(short, at(0), at(0, HOUR), 60) != {}
+
+
+def test_gaps_between_sequences(short):
+    short.append([columns(number, [number], [1.0]) for number in (3, 4, 7, 12)], {})
+    assert short.gaps("home-1", "points") == [(5, 6), (8, 11)]
+    assert short.gaps("home-2", "points") == []
+
+
+def test_a_file_of_an_earlier_version_is_rolled_up_too(tmp_path):
+    first = SqliteStore(tmp_path / "old.sqlite", KEEP)
+    first.append(day_of(0, 0), {})
+    with first._transaction() as db:
+        for table in ("hours", "days", "marks"):
+            db.execute(f"DELETE FROM {table}")
+    first.close()
+    again = SqliteStore(tmp_path / "old.sqlite", KEEP)
+    assert len(again.days_due(at(2))) == 1
+    again.maintain(at(2))
+    assert again._connection().execute("SELECT COUNT(*) FROM chunks").fetchone() == (
+        25,
+    )  # 24 hours and a day of one point
+    again.close()
+
+
+def test_a_day_that_changes_while_the_lake_takes_it_stays_due(short):
+    short.append(day_of(0, 0), {})
+    assert short.days_due(at(1) - 1) == []
+    ((site, day, version),) = short.days_due(at(1))
+    short.append(day_of(100, 0, offset_s=15, hours=1), {})
+    short.day_done(site, day, version)
+    ((_, _, newer),) = short.days_due(at(1))
+    short.day_done(site, day, newer)
+    assert short.days_due(at(1)) == []
+
+
+def test_what_cannot_be_stored_is_a_value_error(store):
+    with pytest.raises(ValueError, match="cannot be stored"):
+        store.put(Table.MARKET_DATA, [item(2**70)])
+
+
+def test_a_disk_that_is_away_is_retryable(tmp_path):
+    store = SqliteStore(tmp_path / "s.sqlite")
+    store.close()
+    store._path = store._path / "nowhere" / "s.sqlite"
+    with pytest.raises(UnavailableError):
+        store.put(Table.MARKET_DATA, [item(1)])
+
+
+def test_days_are_due_until_the_lake_has_them_in_both_stores(store):
+    store.append([columns(1, [0, 86_400 - 1], [1.0, 2.0]), columns(1, [5], [1.0], site="home-2")], {})
+    due = store.days_due(T + 3 * 86_400 * NS_PER_S)
+    assert [(site, day % (86_400 * NS_PER_S)) for site, day, _ in due] == [("home-1", 0), ("home-2", 0), ("home-1", 0)]
+    for one in due:
+        store.day_done(*one)
+    assert store.days_due(T + 3 * 86_400 * NS_PER_S) == []
+    store.append([columns(2, [7], [1.0])], {})
+    assert [site for site, _, _ in store.days_due(T + 3 * 86_400 * NS_PER_S)] == ["home-1"]
+
+
+def test_rows_of_many_months_come_in_order_page_by_page(store):
+    month = 30 * 86_400 * NS_PER_S
+    store.put(Table.TRADE_DATA, [item(number * month, number=number) for number in range(150)])
+    store.put(Table.TRADE_DATA, [])
+    found = store.query(Table.TRADE_DATA, "home-1", 0, 2**62, limit=120)
+    assert [row.data["number"] for row in found] == list(range(120))
+    newest = store.query(Table.TRADE_DATA, "home-1", 0, 2**62, limit=3, newest_first=True)
+    assert [row.data["number"] for row in newest] == [149, 148, 147]
+    assert store.query(Table.TRADE_DATA, "home-1", 0, 2**62, limit=0) == []
+    assert store.query(Table.TRADE_DATA, "nobody' OR '1'='1", 0, 2**62) == []
+
+
+def test_gaps_in_both_stores(store):
+    store.append([columns(number, [number], [1.0]) for number in (3, 4, 7, 12, 20_005)], {})
+    assert store.gaps("home-1", "points") == [(5, 6), (8, 11), (13, 20_004)]
+
+
+def test_a_frame_and_its_rows_are_one(store):
+    rows = [(Table.GRID_METRICS, item(T + number, f"n{number}")) for number in range(30)]
+    assert store.append_frames([(frame_row(columns(1, [0], [1.0])), rows)]) == [True]
+    assert store.append_frames([(frame_row(columns(1, [0], [1.0])), [(Table.GRID_METRICS, item(T, "other"))])]) == [
+        False
+    ]
+    assert len(store.query(Table.GRID_METRICS, "home-1", 0, 2**62)) == 30
+    assert store.partitions(Table.GRID_METRICS) == ["home-1"]

@@ -33,10 +33,10 @@ class Cloud:
 
     def __init__(self, rng):
         self.there, self.loses, self.rng = True, 0.0, rng
-        self.batches, self.doubled, self._ack = {}, 0, None
+        self.batches, self.doubled, self._handlers = {}, 0, {}
 
-    def on_request(self, _kind, handler, **_options):
-        self._ack = handler
+    def on_request(self, kind, handler, **_options):
+        self._handlers[kind] = handler
 
     async def send_telemetry(self, stream, frame, *, backlog=False):
         if not self.there:
@@ -49,7 +49,7 @@ class Cloud:
         self.batches[key] = frame
         if self.rng.random() >= self.loses:  # else the acknowledgement is lost, and the batch comes again
             ack = TelemetryAck(stream=stream, sequences=(batch.sequence,))
-            await self._ack(SimpleNamespace(data=ack, source=SimpleNamespace(unit=CLOUD_UNIT)))
+            await self._handlers[TelemetryAck](SimpleNamespace(data=ack, source=SimpleNamespace(unit=CLOUD_UNIT)))
 
     def rows(self):
         return sum(

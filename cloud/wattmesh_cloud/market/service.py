@@ -17,7 +17,7 @@ from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.codec import message_from_json, message_to_bytes
 from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, MARKET_AGENT, Address, Envelope
 from wattmesh_a2a.errors import UnauthorisedError, WattmeshError
-from wattmesh_a2a.market import RejectReason, Trade
+from wattmesh_a2a.market import Order, RejectReason, Trade
 from wattmesh_a2a.messages import (
     Commitment,
     CommitmentList,
@@ -176,6 +176,11 @@ class MarketService:
         await self._authorised(envelope, batch.participant_id)
         results = await self._commit_message("orders", batch, self._clock.utc_ns())
         return OrderBatchResult(slot_start_ns=batch.slot_start_ns, results=tuple(results))
+
+    async def submit(self, participant: str, slot_ns: int, orders: tuple[Order, ...]) -> list[OrderResult]:
+        """Replace a participant's orders of a slot, by whoever may; one result an order, by the area's limits."""
+        batch = OrderBatch(participant_id=participant, area_id=self.config.area, slot_start_ns=slot_ns, orders=orders)
+        return await self._commit_message("orders", batch, self._clock.utc_ns())
 
     async def _on_place(self, envelope: Envelope) -> Message:
         message = envelope.data

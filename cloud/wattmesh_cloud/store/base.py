@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from wattmesh_a2a.telemetry import ColumnBatch, RecordBatch
+from wattmesh_a2a.telemetry import ColumnBatch, RecordBatch, encode_columns, encode_records
+
+from wattmesh_cloud.frames import Samples
 
 JsonValue = None | bool | int | float | str | Sequence["JsonValue"] | Mapping[str, "JsonValue"]
 
@@ -48,8 +50,40 @@ class Series:
     qualities: bytes
 
 
+FrameRow = tuple[str, str, int, int, int, int, bytes]
+"""Site, stream, sequence, first and last time (UTC ns), number of records, frame."""
+
+Derived = Sequence[tuple[Table, Item]]
+"""Rows that stand or fall with the frame they come from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """How long what is kept. The lake keeps all of it for good."""
+
+    frames_s: int = 7 * 86_400
+    """Samples as they were measured (1 s)."""
+    minutes_s: int = 31 * 86_400
+    quarters_s: int = 10 * 366 * 86_400
+    """Means of 15 min."""
+    lateness_s: int = 120
+    """An hour is rolled up this long after its end; what comes later rolls it up again."""
+
+
+def frame_row(batch: ColumnBatch | RecordBatch) -> FrameRow:
+    """The row of a batch whose frame is not at hand."""
+    if isinstance(batch, ColumnBatch):
+        first, last = (min(batch.times_ns), max(batch.times_ns)) if batch.times_ns else (0, 0)
+        return batch.site_id, batch.stream, batch.sequence, first, last, batch.records, encode_columns(batch)
+    return batch.site_id, batch.stream, batch.sequence, 0, 0, batch.records, encode_records(batch)
+
+
 class Store(Protocol):
-    """Durable storage of the cloud. Calls block: callers on an event loop use a thread."""
+    """Durable storage of the cloud. Calls block: callers on an event loop use a thread.
+
+    Writing raises :class:`wattmesh_a2a.errors.UnavailableError` where trying again may help (nothing of the call is stored),
+    and :class:`ValueError` for what can never be stored.
+    """
 
     def append(self, batches: Sequence[ColumnBatch | RecordBatch], items: Mapping[Table, Sequence[Item]]) -> int:
         """Store batches and the rows derived from them in one transaction, durable on return.
@@ -58,6 +92,14 @@ class Store(Protocol):
 
         Returns:
             How many of the batches were new.
+        """
+        ...
+
+    def append_frames(self, frames: Sequence[tuple[FrameRow, Derived]]) -> list[bool]:
+        """As :meth:`append`, for batches whose frames are at hand, each with the rows derived from it.
+
+        Returns:
+            For each frame whether it was new. One that was not changes nothing, its derived rows included.
         """
         ...
 
@@ -90,6 +132,33 @@ class Store(Protocol):
 
     def sequences(self, site_id: str, stream: str) -> tuple[int, int]:
         """Number of stored batches and of stored records of a stream."""
+        ...
+
+    def streams(self) -> list[tuple[str, str]]:
+        """Every (site, stream) that has batches."""
+        ...
+
+    def gaps(self, site_id: str, stream: str) -> list[tuple[int, int]]:
+        """Ranges (first, last) of sequences that are missing between stored ones, oldest first, at most 1000."""
+        ...
+
+    def maintain(self, now_ns: int) -> None:
+        """Roll up closed hours and forget what the retention says; what a late batch has touched is done again.
+
+        Samples whose day is still due for the lake (:meth:`days_due`) are not forgotten.
+        """
+        ...
+
+    def days_due(self, before_ns: int) -> list[tuple[str, int, int]]:
+        """Site, start and version of every day (UTC) over by ``before_ns`` whose samples the lake does not have."""
+        ...
+
+    def raw(self, site_id: str, start_ns: int, end_ns: int, columns: Sequence[str] | None = None) -> Iterator[Samples]:
+        """Stored batches that touch a window, as they were measured; of all points or of some."""
+        ...
+
+    def day_done(self, site_id: str, day_ns: int, version: int) -> None:
+        """The lake has this version of a day; one that a late batch has touched since stays due."""
         ...
 
     def close(self) -> None:

@@ -1,1 +1,1 @@
-"""The five tool services as plain typed functions."""
+"""The five tool services as plain typed functions with three faces: in process, MCP, AWS Lambda."""

@@ -1,71 +1,92 @@
-"""The five tool services as plain typed functions over the view: one implementation, later also MCP and Lambda.
+"""The five tool services with all their tools: one implementation; in process here, by MCP and as Lambda functions beside.
 
-Reads are bounded; the one action passes the market's own limits. Nothing here knows of a model.
+Reads are bounded in rows and time; the actions pass the market's own limits. Nothing here knows of a model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from wattmesh_a2a.errors import ConfigurationError
+from wattmesh_a2a.codec import message_to_json
+from wattmesh_a2a.market import Order
+from wattmesh_a2a.messages import OrderBatchResult
 
-from wattmesh_cloud.store.base import Table
-from wattmesh_cloud.view import CloudView
+from wattmesh_cloud.market.service import MarketService
+from wattmesh_cloud.store.base import JsonValue
+from wattmesh_cloud.tools import (
+    energy_trading_actions,
+    grid_management,
+    historical_data,
+    trading_api,
+    weather_forecast,
+)
+from wattmesh_cloud.tools.base import OPERATOR, READER, TRADER, Tool
 
-_ROWS = 1000
-
-
-def _known(view: CloudView, site_id: str) -> str:
-    if site_id not in view.site_ids():
-        raise ConfigurationError(f"there is no site {site_id!r}")
-    return site_id
-
-
-def weather_forecast(view: CloudView, site_id: str) -> dict[str, Any]:
-    """weather-forecast: what the site is expected to produce, as quantiles a slot (no weather provider yet)."""
-    forecast = view.forecasting.latest.get(_known(view, site_id), {}).get("pv_wh")
-    if forecast is None:
-        return {"site": site_id, "available": False}
-    return {"site": site_id, "available": True, "start_ns": forecast.start_ns, "values": forecast.values}
+_READERS = frozenset({READER, OPERATOR, TRADER})
 
 
-def historical_data(view: CloudView, site_id: str, limit: int = 96) -> list[dict[str, Any]]:
-    """historical-data: metered energy a slot, newest first."""
-    items = view.items(Table.CONSUMER_METRICS, _known(view, site_id), _bounded(limit))
-    return [dict(item.data) for item in items]
+def _tools(service: str, *functions: Callable[..., Any]) -> list[Tool]:
+    return [
+        Tool(name=function.__name__.replace("_", "-"), service=service, function=function, roles=_READERS)
+        for function in functions
+    ]
 
 
-def trading_api(view: CloudView, limit: int = 96) -> dict[str, Any]:
-    """trading-api: the area's figures and its last clearings."""
-    items = view.items(Table.MARKET_DATA, f"{view.market.config.area}#slots", _bounded(limit))
-    return {"market": view.market.snapshot(), "slots": [{"slot_ns": item.time_ns, **item.data} for item in items]}
+def _action(function: Callable[..., Any], *roles: str) -> Tool:
+    name = function.__name__.replace("_", "-")
+    return Tool(name=name, service="energy-trading-actions", function=function, roles=frozenset(roles), action=True)
 
 
-def grid_management(view: CloudView) -> dict[str, Any]:
-    """grid-management: frequency, status and demand response."""
-    return view.grid.snapshot()
+CATALOGUE: tuple[Tool, ...] = (
+    *_tools("weather-forecast", weather_forecast.energy_forecast, weather_forecast.weather),
+    *_tools(
+        "historical-data",
+        historical_data.metered_energy,
+        historical_data.samples,
+        historical_data.decisions,
+        historical_data.settlements,
+    ),
+    *_tools("trading-api", trading_api.cleared_slots, trading_api.trades),
+    *_tools(
+        "grid-management",
+        grid_management.grid_status,
+        grid_management.demand_response,
+        grid_management.frequency_events,
+        grid_management.alarms,
+    ),
+    _action(energy_trading_actions.halt_market, OPERATOR),
+    _action(energy_trading_actions.resume_market, OPERATOR),
+    _action(energy_trading_actions.submit_orders, TRADER),
+)
+
+SERVICES = tuple(dict.fromkeys(tool.service for tool in CATALOGUE))
 
 
-async def energy_trading_actions(
-    view: CloudView, action: str, reason: str, role: str, participant: str = ""
-) -> dict[str, Any]:
-    """energy-trading-actions: ``halt`` or ``resume`` the area, ``suspend`` or ``reinstate`` a participant; for operators alone."""
-    if role != "operator":
-        raise ConfigurationError(f"{role!r} may not {action} the market; an operator may")
-    if action == "halt":
-        await view.market.halt(reason)
-    elif action == "resume":
-        await view.market.resume()
-    elif action == "suspend":
-        await view.market.suspend(_known(view, participant), reason)
-    elif action == "reinstate":
-        await view.market.reinstate(_known(view, participant))
-    else:
-        raise ConfigurationError(f"unknown action {action!r}; there are: halt, resume, suspend, reinstate")
-    return {"halted": view.market.engine.halted, "suspended": dict(view.market.engine.risk.suspended)}
+def tool(name: str) -> Tool | None:
+    """A tool by its name; a gateway's prefix (``service___name``, ``service__name``) is taken off."""
+    short = name.rsplit("__", 1)[-1].lstrip("_")
+    return next((one for one in CATALOGUE if one.name == short), None)
 
 
-def _bounded(limit: int) -> int:
-    if not 1 <= limit <= _ROWS:
-        raise ConfigurationError(f"limit {limit} is outside 1 to {_ROWS}")
-    return limit
+class MarketActions:
+    """The actions over a market in this process; see :class:`wattmesh_cloud.tools.base.ActionPort`."""
+
+    def __init__(self, market: MarketService) -> None:
+        self._market = market
+
+    async def halt(self, reason: str) -> dict[str, JsonValue]:
+        """See :class:`wattmesh_cloud.tools.base.ActionPort`."""
+        await self._market.halt(reason)
+        return {"halted": self._market.engine.halted}
+
+    async def resume(self) -> dict[str, JsonValue]:
+        """See :class:`wattmesh_cloud.tools.base.ActionPort`."""
+        await self._market.resume()
+        return {"halted": self._market.engine.halted}
+
+    async def order(self, site_id: str, slot_start_ns: int, orders: tuple[Order, ...]) -> list[dict[str, JsonValue]]:
+        """See :class:`wattmesh_cloud.tools.base.ActionPort`."""
+        results = await self._market.submit(site_id, slot_start_ns, orders)
+        answer = message_to_json(OrderBatchResult(slot_start_ns=slot_start_ns, results=tuple(results)))
+        return list(answer["results"])

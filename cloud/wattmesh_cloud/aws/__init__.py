@@ -1,0 +1,1 @@
+"""What an AWS deployment is described by, without AWS: policies with their evaluators, and costs."""

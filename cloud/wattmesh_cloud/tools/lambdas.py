@@ -1,0 +1,291 @@
+"""The tools as AWS Lambda handlers for AgentCore Gateway: one function a service, the tool named by the gateway.
+
+The gateway puts the tool's name into the client context (``bedrockAgentCoreToolName``, with the target's name and ``___`` in
+front) and the arguments into the event. Who calls is what the function's own environment says (``WATTMESH_ROLES``, and the
+role it runs as): a gateway's caller is authorised by the gateway, and its arguments can name nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import os
+import uuid
+from collections import defaultdict
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.exceptions import BotoCoreError, ClientError
+from wattmesh_a2a.clock import NS_PER_S, SystemClock
+from wattmesh_a2a.codec import canonical, encode, parse_record, to_fields, type_name
+from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, INGEST_AGENT, Address, Envelope
+from wattmesh_a2a.errors import InvalidMessageError, UnavailableError, WattmeshError
+from wattmesh_a2a.market import Order
+from wattmesh_a2a.messages import TelemetryAck
+from wattmesh_a2a.signing import KeyRing
+from wattmesh_a2a.topics import MAX_PAYLOAD_BYTES, Topics
+
+from wattmesh_cloud.audit import AuditLog
+from wattmesh_cloud.frames import Samples, decode_frame
+from wattmesh_cloud.ingest import IngestLimits, items_of
+from wattmesh_cloud.store.base import Derived, FrameRow, Item, JsonValue, Table
+from wattmesh_cloud.tools.base import Caller, Context, error_code
+from wattmesh_cloud.tools.catalogue import CATALOGUE, tool
+
+log = logging.getLogger(__name__)
+
+_TOOL_NAME = "bedrockAgentCoreToolName"
+_RULES = "$aws/rules/"
+_MOST_ANSWER_BYTES = 5_000_000
+"""Below Lambda's 6 MB."""
+
+
+class QueuedActions:
+    """Actions to the market's writer by an SQS FIFO queue, which drops repetitions; answered "accepted", not "done".
+
+    Args:
+        url: Of the queue.
+        area: The message group: one writer, in order.
+        client: An SQS client.
+    """
+
+    def __init__(self, url: str, area: str, client: Any = None) -> None:
+        self._url, self._area = url, area
+        self._client = client or boto3.client("sqs")
+
+    async def halt(self, reason: str) -> dict[str, JsonValue]:
+        """See :class:`wattmesh_cloud.tools.base.ActionPort`."""
+        return self._send({"action": "halt", "reason": reason})
+
+    async def resume(self) -> dict[str, JsonValue]:
+        """See :class:`wattmesh_cloud.tools.base.ActionPort`."""
+        return self._send({"action": "resume"})
+
+    async def order(self, site_id: str, slot_start_ns: int, orders: tuple[Order, ...]) -> list[dict[str, JsonValue]]:
+        """See :class:`wattmesh_cloud.tools.base.ActionPort`."""
+        plain = [
+            {
+                "client_order_id": one.client_order_id,
+                "side": one.side.value,
+                "quantity_wh": one.quantity_wh,
+                "price_ticks": one.price_ticks,
+            }
+            for one in orders
+        ]
+        return [self._send({"action": "order", "site": site_id, "slot_start_ns": slot_start_ns, "orders": plain})]
+
+    def _send(self, message: Mapping[str, Any]) -> dict[str, JsonValue]:
+        try:
+            answer = self._client.send_message(
+                QueueUrl=self._url, MessageBody=json.dumps(message, sort_keys=True), MessageGroupId=self._area
+            )
+        except (BotoCoreError, ClientError) as error:
+            raise UnavailableError(f"the market's queue does not take it: {error}") from error
+        return {"accepted": True, "message": str(answer["MessageId"])}
+
+
+@cache
+def context() -> Context:
+    """What the handlers work on, once an execution environment, by its environment variables."""
+    from wattmesh_cloud.store.dynamodb import DynamoStore
+
+    area, queue = os.environ["WATTMESH_AREA"], os.environ.get("WATTMESH_ACTION_QUEUE")
+    audit = AuditLog(Path(os.environ.get("WATTMESH_AUDIT", "/tmp/wattmesh/audit.log")))  # noqa: S108 - Lambda's only writable folder
+    return Context(
+        store=DynamoStore(os.environ["WATTMESH_TABLE_PREFIX"]),
+        clock=SystemClock(),
+        area=area,
+        audit=audit,
+        actions=QueuedActions(queue, area) if queue else None,
+    )
+
+
+def handle(service: str, event: object, runtime: object) -> dict[str, Any]:
+    """Do what the gateway asks of one service; an error is an answer with its code, never an exception with a trace."""
+    try:
+        name = _tool_name(runtime, event)
+        found = tool(name)
+        if found is None or found.service != service:
+            raise InvalidMessageError(f"{service} has no tool {name[:80]!r}")
+        if not isinstance(event, Mapping):
+            raise InvalidMessageError("the arguments are no object")
+        roles = frozenset(os.environ.get("WATTMESH_ROLES", "reader").split(","))
+        sites = os.environ.get("WATTMESH_SITES")
+        caller = Caller(
+            id=os.environ.get("WATTMESH_CALLER", f"lambda:{service}"),
+            roles=roles,
+            sites=frozenset(sites.split(",")) if sites else None,
+        )
+        arguments = {key: value for key, value in event.items() if key != "toolName"}
+        result = asyncio.run(found.call(context(), caller, arguments))
+        if len(json.dumps(result)) > _MOST_ANSWER_BYTES:
+            raise InvalidMessageError("the answer is too large; ask for a shorter window or fewer rows")
+    except WattmeshError as error:
+        return {"error": {"code": error_code(error), "message": str(error), "retryable": error.retryable}}
+    return {"result": result}
+
+
+def _tool_name(runtime: object, event: object) -> str:
+    custom = getattr(getattr(runtime, "client_context", None), "custom", None) or {}
+    name = custom.get(_TOOL_NAME) if isinstance(custom, Mapping) else None
+    if name is None and isinstance(event, Mapping):
+        name = event.get("toolName")  # a direct call, as tests and operators make it
+    if not isinstance(name, str):
+        raise InvalidMessageError("the event names no tool")
+    return name
+
+
+def weather_forecast(event: object, runtime: object) -> dict[str, Any]:
+    """Lambda handler of the service weather-forecast."""
+    return handle("weather-forecast", event, runtime)
+
+
+def historical_data(event: object, runtime: object) -> dict[str, Any]:
+    """Lambda handler of the service historical-data."""
+    return handle("historical-data", event, runtime)
+
+
+def trading_api(event: object, runtime: object) -> dict[str, Any]:
+    """Lambda handler of the service trading-api."""
+    return handle("trading-api", event, runtime)
+
+
+def grid_management(event: object, runtime: object) -> dict[str, Any]:
+    """Lambda handler of the service grid-management."""
+    return handle("grid-management", event, runtime)
+
+
+def energy_trading_actions(event: object, runtime: object) -> dict[str, Any]:
+    """Lambda handler of the service energy-trading-actions."""
+    return handle("energy-trading-actions", event, runtime)
+
+
+def telemetry(event: Mapping[str, Any], runtime: object) -> dict[str, Any]:
+    """Lambda handler of the telemetry queue: frames into the store, each exactly once, then acknowledged to its gateway.
+
+    A message is what the IoT rule puts into the queue: ``{"topic": …, "frame": BASE64}``. One that can never be stored fails
+    until the queue's redrive policy puts it to the dead letters; the others of its batch are not held up.
+    """
+    failures: list[str] = []
+    frames: list[tuple[str, FrameRow, Derived]] = []
+    now_ns = SystemClock().utc_ns()
+    for record in event["Records"]:
+        try:
+            frames.append((record["messageId"], *_checked(record["body"], now_ns)))
+        except (InvalidMessageError, KeyError, TypeError, ValueError) as error:
+            log.warning("%s", json.dumps({"refused": str(error)[:300], "message": record["messageId"]}))
+            failures.append(record["messageId"])
+    done: dict[tuple[str, str], list[int]] = defaultdict(list)
+    store = context().store
+    for name, row, derived in frames:
+        try:
+            store.append_frames([(row, derived)])
+            done[row[0], row[1]].append(row[2])
+        except (WattmeshError, ValueError) as error:
+            log.warning("%s", json.dumps({"not_stored": str(error)[:300], "message": name}))
+            failures.append(name)
+    for (site, stream), sequences in done.items():
+        _acknowledge(site, stream, tuple(sequences), now_ns)
+    return {"batchItemFailures": [{"itemIdentifier": name} for name in failures]}
+
+
+def _checked(body: str, now_ns: int) -> tuple[FrameRow, Derived]:
+    message = json.loads(body)
+    topic = str(message["topic"])
+    if topic.startswith(_RULES):  # Basic Ingest: the rule's name stands in front
+        topic = topic.removeprefix(_RULES).partition("/")[2]
+    _, site, stream = Topics().parse_telemetry(topic)
+    frame = base64.b64decode(str(message["frame"]), validate=True)
+    if len(frame) > MAX_PAYLOAD_BYTES:
+        raise InvalidMessageError(f"a frame of {len(frame)} bytes")
+    batch = decode_frame(frame)
+    if (batch.site_id, batch.stream) != (site, stream):
+        raise InvalidMessageError(f"frame of {batch.site_id}/{batch.stream} on another's topic")
+    span = (now_ns, now_ns)
+    derived: list[tuple[Table, Item]] = []
+    if isinstance(batch, Samples):
+        span = batch.span()
+        if span[1] > now_ns + IngestLimits().ahead_s * NS_PER_S:
+            raise InvalidMessageError("samples of the future: the gateway's clock is wrong")
+    else:
+        for line in batch.lines:
+            try:
+                derived += items_of(site, parse_record(line))
+            except InvalidMessageError as error:
+                log.warning("%s", json.dumps({"record_not_understood": str(error)[:300], "site": site}))
+    return (site, stream, batch.sequence, *span, batch.records, frame), derived
+
+
+def _acknowledge(site: str, stream: str, sequences: tuple[int, ...], now_ns: int) -> None:
+    """Tell the gateway; a lost acknowledgement is made up for by the batch coming again."""
+    org = os.environ["WATTMESH_ORG"]
+    source = Address(org, CLOUD_UNIT, INGEST_AGENT)
+    ack = TelemetryAck(stream=stream, sequences=sequences)
+    name = uuid.uuid4().hex
+    gateway = Address(org, site, GATEWAY_AGENT)
+    envelope = Envelope(
+        id=name, source=source, destination=gateway, type=type_name(ack), time_ns=now_ns, session="lambda", sequence=0,
+        expires_ns=now_ns + 3600 * NS_PER_S, data=ack,
+    )  # fmt: skip
+    signature = keys().sign(source, gateway, canonical(to_fields(envelope)))
+    if signature is None:
+        log.warning("%s", json.dumps({"not_acknowledged": "no key of this site", "site": site}))
+        return
+    try:
+        iot().publish(
+            topic=Topics().request(gateway),
+            qos=1,
+            payload=encode(envelope, signature),
+            responseTopic=Topics().reply(source, "lambda"),
+            correlationData=base64.b64encode(name.encode()).decode(),
+            messageExpiry=3600,
+        )
+    except (BotoCoreError, ClientError) as error:
+        log.warning("%s", json.dumps({"not_acknowledged": str(error)[:300], "site": site}))
+
+
+@cache
+def keys() -> KeyRing:
+    """The sites' keys, from a folder that is mounted into the function: a gateway believes a signed acknowledgement alone."""
+    return KeyRing.of_folder(Path(os.environ["WATTMESH_KEYS"]))
+
+
+@cache
+def iot() -> Any:
+    """The client of IoT Core's data plane."""
+    return boto3.client("iot-data")
+
+
+def gateway_schema(service: str) -> list[dict[str, Any]]:
+    """A service's tools as AgentCore Gateway takes them (``ToolSchema.InlinePayload``)."""
+    return [
+        {"name": one.name, "description": one.description, "inputSchema": _inlined(one.schema())}
+        for one in CATALOGUE
+        if one.service == service
+    ]
+
+
+_KEPT = ("type", "description", "properties", "required", "items")
+
+
+def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """The part of JSON Schema that the gateway knows: types, texts, properties, items; references put in place."""
+    definitions = schema.get("$defs", {})
+
+    def plain(one: dict[str, Any]) -> dict[str, Any]:
+        if "$ref" in one:
+            one = {**definitions[one["$ref"].rsplit("/", 1)[-1]], **{k: v for k, v in one.items() if k != "$ref"}}
+        kept = {key: one[key] for key in _KEPT if key in one}
+        if "properties" in kept:
+            kept["properties"] = {name: plain(value) for name, value in kept["properties"].items()}
+        if "items" in kept:
+            kept["items"] = plain(kept["items"])
+        kept.setdefault("type", "string")
+        return kept
+
+    return plain(schema)

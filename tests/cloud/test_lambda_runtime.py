@@ -1,0 +1,134 @@
+"""Handlers under AWS's own runtime client, against a small Runtime API of ours; DynamoDB is moto's server on loopback."""
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from wattmesh_cloud.store.base import Item, Table
+
+pytest.importorskip("awslambdaric")
+moto_server = pytest.importorskip("moto.server")
+
+NEXT = "/2018-06-01/runtime/invocation/next"
+T = 1_700_000_000_000_000_000
+
+
+class RuntimeApi:
+    """Gives events to the runtime client and takes its answers."""
+
+    def __init__(self):
+        self.events: queue.Queue = queue.Queue()
+        self.answers: queue.Queue = queue.Queue()
+        api = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                event, context = api.events.get()
+                if event is None:
+                    self.close_connection = True
+                    return
+                body = json.dumps(event).encode()
+                self.send_response(200)
+                for name, value in {
+                    "Lambda-Runtime-Aws-Request-Id": "request-1",
+                    "Lambda-Runtime-Deadline-Ms": "99999999999999",
+                    "Lambda-Runtime-Invoked-Function-Arn": "arn:aws:lambda:eu-central-1:111122223333:function:x",
+                    "Lambda-Runtime-Client-Context": json.dumps(context),
+                    "Content-Type": "application/json",
+                    "Content-Length": str(len(body)),
+                }.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                api.answers.put((self.path.rsplit("/", 1)[1], json.loads(body or b"null")))
+                self.send_response(202)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *arguments):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def invoke(self, event, tool=None):
+        self.events.put((event, {"custom": {"bedrockAgentCoreToolName": tool}} if tool else {}))
+        return self.answers.get(timeout=60)
+
+    def close(self):
+        self.events.put((None, None))
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def environment(tmp_path, monkeypatch):
+    """moto's server with the seven tables and an hour of metered energy."""
+    import boto3
+    from wattmesh_cloud.store.dynamodb import DynamoStore, table_definition
+
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    _, port = server.get_host_and_port()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "eu-central-1", "AWS_REGION": "eu-central-1", "WATTMESH_TABLE_PREFIX": "run-",
+        "WATTMESH_AREA": "area-1", "WATTMESH_AUDIT": str(tmp_path / "audit.log"), "WATTMESH_ORG": "demo",
+        "AWS_LAMBDA_FUNCTION_NAME": "x", "AWS_LAMBDA_FUNCTION_VERSION": "1", "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "512",
+        "AWS_LAMBDA_LOG_GROUP_NAME": "x", "AWS_LAMBDA_LOG_STREAM_NAME": "x",
+    }  # fmt: skip
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("dynamodb", endpoint_url=settings["AWS_ENDPOINT_URL"])
+    for table in Table:
+        client.create_table(**table_definition("run-", table))
+    store = DynamoStore("run-", client=client, writers=1)
+    store.put(
+        Table.CONSUMER_METRICS,
+        [Item(partition="ann", time_ns=T + n * 900 * 10**9, id="interval", data={"import_wh": n}) for n in range(4)],
+    )
+    store.close()
+    yield settings
+    server.stop()
+
+
+@pytest.mark.timeout(120)
+def test_a_tool_runs_under_the_runtime_client(environment, tmp_path):
+    api = RuntimeApi()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "awslambdaric", "wattmesh_cloud.tools.lambdas.historical_data"],
+        env={**os.environ, "AWS_LAMBDA_RUNTIME_API": api.address, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        event = {"site_id": "ann", "start_ns": T, "end_ns": T + 86_400 * 10**9, "limit": 2}
+        kind, answer = api.invoke(event, "historical-data___metered-energy")
+        assert kind == "response"
+        assert [row["import_wh"] for row in answer["result"]] == [3, 2]
+        for bad, tool in (
+            ({**event, "limit": -1}, "historical-data___metered-energy"),
+            ({**event, "site_id": "ann' OR 1=1"}, "historical-data___metered-energy"),
+            (event, "historical-data___halt-market"),
+            ([1, 2], "historical-data___metered-energy"),
+            (event, None),
+        ):
+            kind, answer = api.invoke(bad, tool)
+            assert (kind, answer["error"]["code"]) == ("response", "invalid")
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+        api.close()
+    lines = (tmp_path / "audit.log").read_text().splitlines()
+    assert [json.loads(line)["outcome"] for line in lines] == ["done", "refused", "refused"]
