@@ -329,3 +329,48 @@ def test_what_a_request_costs_in_registers():
     behind = Endpoint(host="gateway")
     assert behind.request_cost(0.05, baud=9600) == serial.request_cost(0.05)
     assert behind.request_cost(0.05) > 1e4, "over TCP the fewest requests"
+
+
+async def test_an_answer_given_twice_is_not_the_answer_to_the_request_after_it():
+    """An echoing converter: the second copy comes before the next request of the batch is sent."""
+
+    async def script(writer, data):
+        frame = rtu_frame(1, bytes([data[1], 2, 0, data[3]]))
+        writer.write(frame)
+        if data[3] == 1:
+            await writer.drain()
+            await asyncio.sleep(0.005)
+            writer.write(frame)
+
+    async with Peer(script) as peer:
+        line = Line(Endpoint(host="127.0.0.1", port=peer.port, rtu=True), gap_s=0.03)
+        link = ModbusLink(line, 1, timeout_s=0.5)
+        await link.open()
+        answers = await link.read_many([(3, 1, 1), (3, 2, 1)])
+        assert [answer[0] for answer in answers] == [1, 2]
+        assert line.counters["late"] >= 1
+        link.close()
+
+
+async def test_an_answer_that_comes_after_the_line_was_opened_anew_is_nobodys():
+    """A serial converter gives a late answer to whoever is connected then."""
+    held = asyncio.Event()
+
+    async def script(writer, data):
+        frame = rtu_frame(1, bytes([data[1], 2, 0, data[3]]))
+        if data[3] == 1:
+            await held.wait()  # then it goes to the newest connection
+            peer.writers[-1].write(frame)
+            return
+        writer.write(frame)
+
+    async with Peer(script) as peer:
+        line, link = await opened(peer.port, rtu=True, timeout_s=0.15)
+        with pytest.raises(UnavailableError):
+            await link.read(3, 1, 1)
+        link.close()
+        await link.open()
+        asyncio.get_running_loop().call_later(0.05, held.set)
+        assert list(await link.read(3, 2, 1)) == [2]
+        assert line.counters["late"] == 1
+        link.close()
