@@ -124,7 +124,7 @@ async def run_site(lambdas, folder, monkeypatch, midnight_ns, make_interval, sec
 @pytest.mark.parametrize("part", [12, pytest.param(1, marks=pytest.mark.long)], ids=["two-hours", "a-day"])
 async def test_a_site_costs_ten_cents_a_month(lambdas, tmp_path, monkeypatch, midnight_ns, make_interval, store, part):
     seconds = DAY_S // part
-    core, uplink, waiting = await run_site(lambdas, tmp_path, monkeypatch, midnight_ns, make_interval, seconds)
+    core, _, waiting = await run_site(lambdas, tmp_path, monkeypatch, midnight_ns, make_interval, seconds)
     price, metered = Prices(), core.metered
     assert metered["batches.points"] == seconds // 60, "each once: nothing is sent again while acknowledgements arrive"
     assert store.sequences("home-1", "points") == (seconds // 60, seconds * POINTS), "full resolution"
@@ -151,7 +151,7 @@ async def test_lost_acknowledgements_cost_a_repetition_and_nothing_else(
     lambdas, tmp_path, monkeypatch, midnight_ns, make_interval, store
 ):
     rng = random.Random(1)
-    core, uplink, waiting = await run_site(
+    core, _, waiting = await run_site(
         lambdas, tmp_path, monkeypatch, midnight_ns, make_interval, 7200, lambda: rng.random() < 0.5
     )
     assert store.sequences("home-1", "points") == (120, 7200 * POINTS)
