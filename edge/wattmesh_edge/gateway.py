@@ -71,7 +71,7 @@ from wattmesh_edge.reflex import sources
 from wattmesh_edge.service import ServiceManager
 from wattmesh_edge.sun import Plane
 from wattmesh_edge.trace import KEEP_NS, DecisionTrace
-from wattmesh_edge.uplink import Uplink
+from wattmesh_edge.uplink import PROFILES, Uplink
 from wattmesh_edge.versions import Health, Trial, Versions
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,6 @@ log = logging.getLogger(__name__)
 SOFTWARE = "wattmesh 0.1.0"
 _ORDER_AHEAD_SLOTS = 2
 """Orders are sent this many slots before delivery: late enough to know the load, early enough to be cleared."""
-_STATUS_NS = 10 * NS_PER_S
 _REPORT_NS = 3600 * NS_PER_S
 _DRAIN_S = 15.0
 _LEAVE_WITHIN_S, _LEAVE_AGAIN_S = 10.0, 0.5
@@ -138,8 +137,11 @@ class Gateway:
         }
         self.messenger = self._make_messenger()
         columns = [f"{name}.{point.id}" for name, driver in self.drivers.items() for point in driver.asset.points]
-        self.outbox = Outbox(site.state / "outbox", self.site_id, self.messenger.session, columns)
-        self.uplink = Uplink(self.outbox, self.messenger)
+        profile = PROFILES[model.messaging.telemetry]
+        self._status_ns = round(profile.status_s * NS_PER_S)
+        rows = profile.rows(len(columns))
+        self.outbox = Outbox(site.state / "outbox", self.site_id, self.messenger.session, columns, batch_rows=rows)
+        self.uplink = Uplink(self.outbox, self.messenger, profile=profile)
         self._maker = ImageMaker(
             self.drivers,
             site.grid_meter,
@@ -255,7 +257,7 @@ class Gateway:
             transport,
             address,
             self._clock,
-            topics=Topics(prefix=model.messaging.prefix),
+            topics=Topics(prefix=model.messaging.prefix, telemetry_rule=model.messaging.telemetry_rule),
             keys=self._make_keys(),
             store=SqliteDedupe(self.site.state / "answers.sqlite"),
             dead=DeadLetters(self.site.state / "dead.sqlite"),
@@ -713,7 +715,7 @@ class Gateway:
         self._trace.commit()
         now = image.time_ns
         if now >= self._status_due_ns:
-            self._status_due_ns = now + max(_STATUS_NS, 2 * round(self.site.model.control.period_s * NS_PER_S))
+            self._status_due_ns = now + max(self._status_ns, 2 * round(self.site.model.control.period_s * NS_PER_S))
             self._spawn(self.messenger.emit(self._status(now)))
         if now >= self._report_due_ns:
             self._report_due_ns = now + _REPORT_NS
