@@ -45,12 +45,11 @@ from wattmesh_edge.panel import Panel
 from wattmesh_edge.reporter import Reporter
 from wattmesh_edge.service import ServiceManager
 from wattmesh_edge.trace import DecisionTrace
-from wattmesh_edge.uplink import Uplink
+from wattmesh_edge.uplink import PROFILES, Uplink
 from wattmesh_edge.versions import Health, Trial, Versions
 
 log = logging.getLogger(__name__)
 
-_STATUS_NS = 10 * NS_PER_S
 _REPORT_NS = 3600 * NS_PER_S
 _DAY_NS = 86_400 * NS_PER_S
 _DRAIN_S = 15.0
@@ -90,8 +89,11 @@ class Gateway:
         self._transport = parts.make_transport(site)
         self.messenger = parts.make_messenger(site, self._transport, clock)
         columns = [f"{name}.{point.id}" for name, driver in self.drivers.items() for point in driver.asset.points]
-        self.outbox = Outbox(site.state / "outbox", self.site_id, self.messenger.session, columns)
-        self.uplink = Uplink(self.outbox, self.messenger)
+        profile = PROFILES[model.messaging.telemetry]
+        self._status_ns = round(profile.status_s * NS_PER_S)
+        rows = profile.rows(len(columns))
+        self.outbox = Outbox(site.state / "outbox", self.site_id, self.messenger.session, columns, batch_rows=rows)
+        self.uplink = Uplink(self.outbox, self.messenger, profile=profile)
         self._maker = ImageMaker(
             self.drivers,
             site.grid_meter,
@@ -284,7 +286,7 @@ class Gateway:
         self._disk.attempt("frequency events", self._take_frequency_events)
         self._disk.attempt("the database", self._trace.commit)
         if now >= self._status_due_ns:
-            self._status_due_ns = now + max(_STATUS_NS, 2 * round(self.site.model.control.period_s * NS_PER_S))
+            self._status_due_ns = now + max(self._status_ns, 2 * round(self.site.model.control.period_s * NS_PER_S))
             self._disk.attempt("the status", lambda: self._spawn(self.messenger.emit(self.reporter.status(now))))
         if now >= self._report_due_ns:
             self._report_due_ns = now + _REPORT_NS

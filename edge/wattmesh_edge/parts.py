@@ -80,7 +80,7 @@ def make_messenger(site: Site, transport: MqttTransport, clock: Clock) -> Delive
         transport,
         gateway_address(site),
         clock,
-        topics=Topics(prefix=site.model.messaging.prefix),
+        topics=Topics(prefix=site.model.messaging.prefix, telemetry_rule=site.model.messaging.telemetry_rule),
         keys=make_keys(site),
         store=SqliteDedupe(site.state / "answers.sqlite"),
         dead=DeadLetters(site.state / "dead.sqlite"),
