@@ -11,9 +11,10 @@ import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import uvicorn
-from wattmesh_a2a.clock import NS_PER_S, Clock
+from wattmesh_a2a.clock import NS_PER_S, Clock, SystemClock
 from wattmesh_a2a.codec import message_from_json
 from wattmesh_a2a.deadletters import DeadLetters
 from wattmesh_a2a.dedupe import SqliteDedupe
@@ -25,8 +26,15 @@ from wattmesh_a2a.messages import GatewayStatus
 from wattmesh_a2a.signing import KeyRing, Signer
 from wattmesh_a2a.transports.mqtt import MqttTransport
 
+from wattmesh_cloud.access.commands import Commands
+from wattmesh_cloud.access.config import AccessModel
+from wattmesh_cloud.access.door import Access
+from wattmesh_cloud.access.jobs import Jobs
+from wattmesh_cloud.access.model import Tenants
+from wattmesh_cloud.access.oidc import Oidc, read_secret
+from wattmesh_cloud.access.store import AccessStore
 from wattmesh_cloud.agents.service import StrategyService
-from wattmesh_cloud.api import create_api
+from wattmesh_cloud.api import PREFIX, Services, create_api
 from wattmesh_cloud.audit import AuditLog
 from wattmesh_cloud.config import CloudConfig
 from wattmesh_cloud.forecasting.service import ForecastingService
@@ -131,6 +139,9 @@ class Cloud:
             strategy=self.strategy,
         )
         self.audit = AuditLog(state / "audit.log")
+        self.access = open_access(config, self.audit, clock)
+        self.commands = Commands(state / "commands.sqlite", self.audit, clock, SystemClock())
+        self.jobs = Jobs(state / "jobs", clock)
         self.tools = Context(
             store=self.store,
             clock=clock,
@@ -143,6 +154,7 @@ class Cloud:
     def _wire(self) -> None:
         self.ingest.register()
         self.ingest.on_columns(self.live.on_columns)
+        self.ingest.on_record(self.view.alarms.on_record)
         for service in self.services:
             service.register()
         for handler in (self.market, self.forecasting, self.grid, self.strategy):
@@ -182,7 +194,7 @@ class Cloud:
         if address.agent != GATEWAY_AGENT:
             return
         if card is None:
-            self.view.online.discard(address.unit)
+            self.view.on_presence(address.unit, None)
             return
         announcement = card.get("announcement")
         if not isinstance(announcement, dict):
@@ -192,8 +204,7 @@ class Cloud:
         except InvalidMessageError as error:
             log.warning("the card of %s is not understood: %s", address, error)
             return
-        self.view.online.add(address.unit)
-        self.view.announcements[address.unit] = announcement["data"]
+        self.view.on_presence(address.unit, announcement["data"])
 
     def _on_status(self, envelope: Envelope) -> None:
         status = envelope.data
@@ -205,6 +216,7 @@ class Cloud:
     async def run(self, stop: asyncio.Event, ready: Path | None = None) -> None:
         """Work until ``stop`` is set; then settle, flush, report."""
         self.audit.write(self._clock.utc_ns(), "cloud", "process.start", "done")
+        await asyncio.to_thread(self.view.alarms.restore, self.store)
         http = _bound_socket(self._config.model.http.host, self._config.model.http.port)
         server = self._http_server()
         await self.messenger.announce({"name": "wattmesh cloud", "agents": list(self.forecasting_ids)})
@@ -212,6 +224,7 @@ class Cloud:
         async with asyncio.TaskGroup() as group:
             serving = group.create_task(server.serve(sockets=[http]), name="http")
             running = [group.create_task(service.run(), name=type(service).__name__) for service in self.services]
+            running.append(group.create_task(self.jobs.run(), name="jobs"))
             running.append(group.create_task(self.ingest.run(), name="ingest"))
             running.append(group.create_task(self._housekeeping(), name="housekeeping"))
             mcp = self._mcp_server()
@@ -238,24 +251,58 @@ class Cloud:
         await self.messenger.stop()
         self.market.close()
         self.audit.write(self._clock.utc_ns(), "cloud", "process.stop", "done")
+        self.commands.close()
+        self.access.store.close()
         self.audit.close()
         self.dead.close()
         self.store.close()
 
     def _http_server(self) -> uvicorn.Server:
-        app = create_api(self.view)
+        http = self._config.model.http
+        app = create_api(self._services())
         try:
             from wattmesh_cloud.console import attach
         except ModuleNotFoundError as error:
-            if error.name != "nicegui":  # anything else that is missing is a fault of ours and has to be seen
+            if error.name != "jinja2":  # anything else that is missing is a fault of ours and has to be seen
                 raise
             log.warning("the console is not installed (pip install 'wattmesh[console]'); the API runs without it")
         else:
-            attach(app, self.view)
-        config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=2)
+            attach(app)
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=2, server_header=False,
+            ssl_certfile=http.certificate, ssl_keyfile=http.key, proxy_headers=http.public_url is not None,
+            limit_concurrency=2000, h11_max_incomplete_event_size=32_768,
+        )  # fmt: skip
         server = uvicorn.Server(config)
         server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]  # signals are the command's
         return server
+
+    def _services(self) -> Services:
+        """What the API stands on."""
+        model = self._config.model
+        oidc = model.access.oidc
+        base = model.http.public_url or _own_url(self._config)
+        secret = read_secret(oidc.client_secret) if oidc is not None and oidc.client_secret is not None else None
+        return Services(
+            view=self.view,
+            access=self.access,
+            commands=self.commands,
+            jobs=self.jobs,
+            audit=self._config.state / "audit.log",
+            nominal_hz=model.grid.nominal_hz,
+            oidc=None if oidc is None else Oidc(oidc, secret, f"{base}{PREFIX}/oidc/callback"),
+            longest_s=round(model.access.longest_h * 3600),
+            facts=self._facts,
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        """What only this place knows of the process."""
+        return {
+            "messages": dict(self.messenger.counters()),
+            "lake_files": self.lake.files(),
+            "dead_letters": self.dead.count(),
+            "public_url": self._config.model.http.public_url,
+        }
 
     def _mcp_server(self) -> uvicorn.Server | None:
         """The tools by MCP where the file asks for it."""
@@ -327,6 +374,35 @@ class Cloud:
         draft = target.with_suffix(".draft")
         draft.write_text(json.dumps(self.report()), encoding="utf-8")
         draft.replace(target)
+
+
+def open_access(config: CloudConfig, audit: AuditLog, clock: Clock) -> Access:
+    """The door of a cloud's file."""
+    model = config.model
+    access: AccessModel = model.access
+    names = {"127.0.0.1", "localhost", "::1", model.http.host}
+    if model.http.public_url is not None:
+        names.add(urlsplit(model.http.public_url).hostname or "")
+    return Access(
+        store=AccessStore(
+            config.state / "access.sqlite",
+            SystemClock(),
+            Tenants(sites={name: frozenset(sites) for name, sites in access.tenants.items()}),
+            idle_s=access.idle_min * 60,
+            longest_s=access.longest_h * 3600,
+        ),
+        audit=audit,
+        fleet=clock,
+        demo=access.demo,
+        secure=_own_url(config).startswith("https://") or (model.http.public_url or "").startswith("https://"),
+        hosts=frozenset(names),
+        requests_per_s=access.requests_per_s,
+    )
+
+
+def _own_url(config: CloudConfig) -> str:
+    http = config.model.http
+    return f"{'http' if http.certificate is None else 'https'}://{http.host}:{http.port}"
 
 
 def _bound_socket(host: str, port: int) -> socket.socket:

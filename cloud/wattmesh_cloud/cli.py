@@ -273,3 +273,30 @@ def audit(argv: list[str]) -> int:
     verdict = verify(arguments.log.read_bytes(), key, anchor)
     print(f"{arguments.log}: {verdict.fault or 'whole'}; {verdict.entries}:{verdict.last_hash}")
     return 1 if verdict.fault else 0
+
+
+def access(argv: list[str]) -> int:
+    """``wattmesh access CLOUD.yaml users|add-user|password|disable|enable|tokens|add-token|revoke-token``; the cloud may run."""
+    parser = argparse.ArgumentParser(prog="wattmesh access", description="Who may use API and console.")
+    parser.add_argument("file", type=Path, help="the cloud's file")
+    actions = parser.add_subparsers(dest="action", required=True)
+    actions.add_parser("users", help="list accounts")
+    actions.add_parser("tokens", help="list machine tokens")
+    for name, what in (("add-user", "an account; its password is asked for"), ("add-token", "a machine token, shown once")):
+        add = actions.add_parser(name, help=what)
+        add.add_argument("name")
+        add.add_argument("--role", default="viewer", choices=("viewer", "operator", "trader", "engineer", "admin"))
+        add.add_argument("--tenant", default="fleet")
+        if name == "add-token":
+            add.add_argument("--days", type=int, default=365, help="how long it is valid")
+        else:
+            add.add_argument("--password-file", type=Path, help="instead of asking")
+    for name in ("password", "disable", "enable", "revoke-token"):
+        change = actions.add_parser(name)
+        change.add_argument("name")
+        if name == "password":
+            change.add_argument("--password-file", type=Path, help="instead of asking")
+    arguments = parser.parse_args(argv)
+    from wattmesh_cloud.access.cli import run
+
+    return run(arguments)
