@@ -299,8 +299,8 @@ class Cloud:
         """What only this place knows of the process."""
         return {
             "messages": dict(self.messenger.counters()),
-            "lake_files": self.lake.files(),
-            "dead_letters": self.dead.count(),
+            "lake_files": len(self.lake.files()),
+            "dead_letters": sum(self.dead.counts().values()),
             "public_url": self._config.model.http.public_url,
         }
 

@@ -282,7 +282,10 @@ def access(argv: list[str]) -> int:
     actions = parser.add_subparsers(dest="action", required=True)
     actions.add_parser("users", help="list accounts")
     actions.add_parser("tokens", help="list machine tokens")
-    for name, what in (("add-user", "an account; its password is asked for"), ("add-token", "a machine token, shown once")):
+    for name, what in (
+        ("add-user", "an account; its password is asked for"),
+        ("add-token", "a machine token, shown once"),
+    ):
         add = actions.add_parser(name, help=what)
         add.add_argument("name")
         add.add_argument("--role", default="viewer", choices=("viewer", "operator", "trader", "engineer", "admin"))

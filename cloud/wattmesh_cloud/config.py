@@ -26,7 +26,9 @@ class HttpModel(StrictModel):
     """PEM; with ``key``, API and console are served by TLS (1.2 or newer)."""
     key: Path | None = None
     public_url: str | None = Field(
-        default=None, pattern=r"^https?://[A-Za-z0-9.:\[\]-]+$", description="as people type it, where a proxy stands before"
+        default=None,
+        pattern=r"^https?://[A-Za-z0-9.:\[\]-]+$",
+        description="as people type it, where a proxy stands before",
     )
 
 
@@ -112,10 +114,10 @@ def _check_http(path: Path, model: CloudModel) -> None:
     if (http.certificate is None) != (http.key is None):
         raise ConfigurationError(f"{place(path, 'http')}: certificate and key go together")
     encrypted = http.certificate is not None or (http.public_url or "").startswith("https://")
-    if not is_loopback(http.host) and http.certificate is None:
+    if not is_loopback(http.host) and (http.certificate is None or http.public_url is None):
         raise ConfigurationError(
-            f"{where}: {http.host} can be reached by others: give http.certificate and http.key, or use 127.0.0.1 and a "
-            "reverse proxy with TLS (http.public_url)"
+            f"{where}: {http.host} can be reached by others: give http.certificate, http.key and http.public_url (the name "
+            "people use), or use 127.0.0.1 and a reverse proxy with TLS (http.public_url)"
         )
     if model.access.demo and (not is_loopback(http.host) or http.public_url is not None):
         raise ConfigurationError(
@@ -127,6 +129,4 @@ def _check_http(path: Path, model: CloudModel) -> None:
 
 def _placed(base: Path, model: BaseModel, *names: str) -> BaseModel:
     """A section with its paths beside the file."""
-    return model.model_copy(
-        update={name: base / path for name in names if (path := getattr(model, name)) is not None}
-    )
+    return model.model_copy(update={name: base / path for name in names if (path := getattr(model, name)) is not None})

@@ -47,9 +47,7 @@ def _done(arguments: argparse.Namespace, store: AccessStore) -> int:
                 print(f"{token.id}\t{token.tenant}\t{token.role}\tuntil {until:%Y-%m-%d}")
         case "add-user":
             hashed = passwords.hashed(_password(arguments))
-            store.add_user(
-                arguments.name, tenant=arguments.tenant, role=Role(arguments.role), password_hash=hashed
-            )
+            store.add_user(arguments.name, tenant=arguments.tenant, role=Role(arguments.role), password_hash=hashed)
             print(f"{arguments.name}: {arguments.role} of {arguments.tenant}")
         case "add-token":
             days = arguments.days * 86_400.0

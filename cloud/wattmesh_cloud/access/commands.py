@@ -260,13 +260,23 @@ class Commands:
 
     async def _write(self, who: Principal, kind: str, outcome: str, arguments: str, reason: str) -> None:
         detail = {"arguments": arguments, "reason": reason, "tenant": who.tenant}
-        await asyncio.to_thread(
-            self._audit.write, self._fleet.utc_ns(), who.actor, f"command.{kind}", outcome, detail
-        )
+        await asyncio.to_thread(self._audit.write, self._fleet.utc_ns(), who.actor, f"command.{kind}", outcome, detail)
 
     def _command(self, row: sqlite3.Row) -> Command:
         left = None if row["until_ns"] is None else max(0.0, (row["until_ns"] - self._real.utc_ns()) / NS_PER_S)
-        names = ("id", "kind", "reason", "state", "asked_by", "tenant", "asked_ns", "decided_by", "decided_ns", "confirm", "result")
+        names = (
+            "id",
+            "kind",
+            "reason",
+            "state",
+            "asked_by",
+            "tenant",
+            "asked_ns",
+            "decided_by",
+            "decided_ns",
+            "confirm",
+            "result",
+        )
         return Command(**{name: row[name] for name in names}, arguments=json.loads(row["arguments"]), expires_in_s=left)
 
     def close(self) -> None:

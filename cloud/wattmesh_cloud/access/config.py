@@ -36,7 +36,9 @@ class OidcModel(StrictModel):
     @field_validator("issuer")
     @classmethod
     def _encrypted(cls, issuer: str) -> str:
-        if issuer.startswith("http://") and not issuer.startswith(("http://127.0.0.1", "http://localhost", "http://[::1]")):
+        if issuer.startswith("http://") and not issuer.startswith(
+            ("http://127.0.0.1", "http://localhost", "http://[::1]")
+        ):
             raise ValueError("an issuer that is not on this machine has to be https")
         return issuer.rstrip("/")
 

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from wattmesh_a2a.clock import Clock
 from wattmesh_a2a.errors import UnavailableError
@@ -90,7 +91,9 @@ class Access:
         return found or self._visitor()
 
     def _visitor(self) -> Principal | None:
-        return Principal(name="demo", kind="demo", role=Role.ADMIN, tenant=HOST_TENANT, sites=None) if self.demo else None
+        return (
+            Principal(name="demo", kind="demo", role=Role.ADMIN, tenant=HOST_TENANT, sites=None) if self.demo else None
+        )
 
     async def note(self, who: str, action: str, outcome: str, **detail: str | float | bool | None) -> None:
         """Write into the audit log; raises :class:`UnavailableError` where the disk does not take it."""
@@ -127,8 +130,6 @@ class Door:
                 await self._app(scope, _bounded(receive, limit), answering)
             else:
                 await self._audited(scope, _bounded(receive, limit), answering, principal)
-        except _TooLargeError:
-            await _answer(answering, 413, f"the request is larger than {limit} bytes", {})
         except UnavailableError as error:
             await _answer(answering, 503, str(error), {"retry-after": "5"})
 
@@ -147,9 +148,6 @@ class Door:
 
         try:
             await self._app(scope, receive, sending)
-        except _TooLargeError:
-            status = 413
-            raise
         finally:
             outcome = "done" if status < 400 else "refused" if status < 500 else "failed"
             await self._access.note(who.actor, action, outcome, tenant=who.tenant, status=status)
@@ -208,11 +206,8 @@ class Door:
         return sending
 
 
-class _TooLargeError(Exception):
-    """A body without a length, or with a wrong one."""
-
-
 def _bounded(receive: Receive, limit: int) -> Receive:
+    """A body without a length, or with a wrong one, ends where it is too large."""
     seen = 0
 
     async def receiving() -> Message:
@@ -220,7 +215,7 @@ def _bounded(receive: Receive, limit: int) -> Receive:
         message = await receive()
         seen += len(message.get("body", b""))
         if seen > limit:
-            raise _TooLargeError
+            raise HTTPException(413, f"the request is larger than {limit} bytes")
         return message
 
     return receiving
@@ -228,7 +223,9 @@ def _bounded(receive: Receive, limit: int) -> Receive:
 
 def _plain(text: str) -> bool:
     """Whether an address can be taken apart without surprises."""
-    return text.isascii() and text.isprintable() and not set(text) & set("\\@ []") or text.startswith(("[::1]", "http://[::1]"))
+    return (text.isascii() and text.isprintable() and not set(text) & set("\\@ []")) or text.startswith(
+        ("[::1]", "http://[::1]")
+    )
 
 
 async def _answer(send: Send, status: int, detail: str, headers: Mapping[str, str]) -> None:

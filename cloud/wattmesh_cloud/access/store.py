@@ -80,7 +80,9 @@ class AccessStore:
     def add_user(self, name: str, *, tenant: str, role: Role, password_hash: str | None) -> None:
         """Add an account; raises :class:`ConflictError` where the name is taken."""
         if not self.tenants.known(tenant):
-            raise InvalidMessageError(f"there is no tenant {tenant!r}; it has to stand in the cloud's file (access.tenants)")
+            raise InvalidMessageError(
+                f"there is no tenant {tenant!r}; it has to stand in the cloud's file (access.tenants)"
+            )
         with self._lock:
             try:
                 self._db.execute(
@@ -128,7 +130,9 @@ class AccessStore:
     def add_token(self, identity: str, *, tenant: str, role: Role, valid_s: float) -> str:
         """Make a token and give it once; only its hash is kept. Raises :class:`ConflictError` for a name that is taken."""
         if not self.tenants.known(tenant):
-            raise InvalidMessageError(f"there is no tenant {tenant!r}; it has to stand in the cloud's file (access.tenants)")
+            raise InvalidMessageError(
+                f"there is no tenant {tenant!r}; it has to stand in the cloud's file (access.tenants)"
+            )
         token = f"wm_{secrets.token_urlsafe(32)}"
         now = self._clock.utc_ns()
         with self._lock:
@@ -144,8 +148,12 @@ class AccessStore:
     def tokens(self) -> list[Token]:
         """All tokens by name, expired ones too."""
         with self._lock:
-            rows = self._db.execute("SELECT id, tenant, role, created_ns, expires_ns FROM tokens ORDER BY id").fetchall()
-        return [Token(id=row[0], tenant=row[1], role=Role(row[2]), created_ns=row[3], expires_ns=row[4]) for row in rows]
+            rows = self._db.execute(
+                "SELECT id, tenant, role, created_ns, expires_ns FROM tokens ORDER BY id"
+            ).fetchall()
+        return [
+            Token(id=row[0], tenant=row[1], role=Role(row[2]), created_ns=row[3], expires_ns=row[4]) for row in rows
+        ]
 
     def revoke_token(self, identity: str) -> bool:
         """Take a token back; false where there is none."""
@@ -231,5 +239,10 @@ def _digest(secret: str) -> str:
 
 def _user(row: tuple[str, str, str, str | None, int, int]) -> User:
     return User(
-        name=row[0], tenant=row[1], role=Role(row[2]), local=row[3] is not None, disabled=bool(row[4]), created_ns=row[5]
+        name=row[0],
+        tenant=row[1],
+        role=Role(row[2]),
+        local=row[3] is not None,
+        disabled=bool(row[4]),
+        created_ns=row[5],
     )

@@ -52,7 +52,9 @@ class Services:
     facts: Callable[[], dict[str, Any]] = dict
 
 
-def create_api(services: Services, lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None) -> FastAPI:
+def create_api(
+    services: Services, lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None
+) -> FastAPI:
     """The application over a running cloud, behind its door."""
     app = FastAPI(
         title="WattMesh",

@@ -22,7 +22,9 @@ def agent_routes(view: CloudView) -> APIRouter:
         grid = view.grid.snapshot()
         market = view.market.snapshot()
         facts = {
-            "market-supervisor": {name: market[name] for name in ("trades", "slots_cleared", "slots_settled", "halted")},
+            "market-supervisor": {
+                name: market[name] for name in ("trades", "slots_cleared", "slots_settled", "halted")
+            },
             "forecasting": forecasting,
             "grid-optimisation": {name: grid[name] for name in ("status", "reason", "frequency_events")},
             "producer": {"refused": strategies["refused"]},

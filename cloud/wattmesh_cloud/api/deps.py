@@ -117,7 +117,14 @@ def window(start_ns: int, end_ns: int) -> tuple[int, int]:
 
 
 async def page(
-    view: CloudView, table: Table, partition: str, limit: int, after: str | None, *, start_ns: int = 0, end_ns: int = 2**62
+    view: CloudView,
+    table: Table,
+    partition: str,
+    limit: int,
+    after: str | None,
+    *,
+    start_ns: int = 0,
+    end_ns: int = 2**62,
 ) -> tuple[list[Item], str | None]:
     """A page of a partition, newest first, and where the next one begins.
 
@@ -150,9 +157,7 @@ async def in_format(rows: Sequence[BaseModel], how: Format, name: str) -> Respon
     return await table_response(plain, list(type(rows[0]).model_fields) if rows else [], how, name)
 
 
-async def table_response(
-    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], how: Format, name: str
-) -> Response:
+async def table_response(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], how: Format, name: str) -> Response:
     """Rows as a CSV or Parquet file of a name."""
     if how is Format.CSV:
         body, media = as_csv(rows, columns).encode(), "text/csv"
@@ -181,11 +186,11 @@ def _cell(value: object) -> object:
 
 def as_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """Rows as a Parquet file; times are whole numbers of nanoseconds (UTC)."""
-    import pyarrow
+    import pyarrow as pa
     import pyarrow.parquet
 
     sink = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([dict(row) for row in rows]), sink, compression="zstd")
+    pa.parquet.write_table(pa.Table.from_pylist([dict(row) for row in rows]), sink, compression="zstd")
     return sink.getvalue()
 
 

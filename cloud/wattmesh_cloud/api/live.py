@@ -35,7 +35,7 @@ Topic = Annotated[
 ]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Viewer:
     who: Principal
     topics: frozenset[str]
@@ -130,7 +130,9 @@ class LiveHub:
     ) -> None:  # fmt: skip
         who = viewer.who
         if "fleet" in viewer.topics and (changed or slow):
-            self._put(viewer, cache, ("fleet", first, who.sites), lambda: _event("fleet", self._fleet(who, changed, first)))
+            self._put(
+                viewer, cache, ("fleet", first, who.sites), lambda: _event("fleet", self._fleet(who, changed, first))
+            )
         if "market" in viewer.topics and slow:
             self._put(viewer, cache, ("market",), lambda: _event("market", self._market()))
         for topic in viewer.topics:
@@ -139,7 +141,11 @@ class LiveHub:
                 self._put(viewer, cache, ("site", site), lambda s=site: _event("site", self._site(s)))
 
     def _put(
-        self, viewer: _Viewer, cache: dict[tuple[object, ...], bytes], key: tuple[object, ...], make: Callable[..., bytes]
+        self,
+        viewer: _Viewer,
+        cache: dict[tuple[object, ...], bytes],
+        key: tuple[object, ...],
+        make: Callable[..., bytes],
     ) -> None:
         if key not in cache:
             cache[key] = make()

@@ -93,7 +93,8 @@ def market_routes(view: CloudView) -> APIRouter:
         """Candles of 5 minutes of closed products, newest first."""
         found, more = await page(view, Table.MARKET_DATA, f"{area}#ohlcv", limit, after)
         rows = [
-            m.CandleRow.model_validate({**one.data, "time_ns": one.time_ns, "slot_start_ns": int(one.id)}) for one in found
+            m.CandleRow.model_validate({**one.data, "time_ns": one.time_ns, "slot_start_ns": int(one.id)})
+            for one in found
         ]
         return await in_format(rows, how, f"{area}-candles") or m.Page(rows=rows, next=more)
 
@@ -207,7 +208,9 @@ def _analytics(view: CloudView, who: Principal) -> m.MarketAnalytics:
 
     return m.MarketAnalytics(
         results={
-            name: m.ParticipantResult.model_validate(asdict(one)) for name, one in results(engine).items() if who.sees(name)
+            name: m.ParticipantResult.model_validate(asdict(one))
+            for name, one in results(engine).items()
+            if who.sees(name)
         },
         sellers=told(Side.SELL),
         buyers=told(Side.BUY),

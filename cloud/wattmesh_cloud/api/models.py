@@ -10,11 +10,14 @@ from wattmesh_a2a.market import Side
 
 from wattmesh_cloud.access.model import Permission, Role
 
-Time = Annotated[int, Field(ge=0, le=2**62, description="UTC, nanoseconds since 1970", examples=[1_662_055_200_000_000_000])]
+Time = Annotated[
+    int, Field(ge=0, le=2**62, description="UTC, nanoseconds since 1970", examples=[1_662_055_200_000_000_000])
+]
 SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$", examples=["home-1"])]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@/-]{1,100}$", examples=["ann"])]
 Key = Annotated[
-    str, Field(pattern=r"^[A-Za-z0-9_.:-]{8,64}$", description="Made by the caller, new for each action; again for a retry")
+    str,
+    Field(pattern=r"^[A-Za-z0-9_.:-]{8,64}$", description="Made by the caller, new for each action; again for a retry"),
 ]
 Reason = Annotated[str, Field(min_length=3, max_length=200, description="Why, for the log", examples=["storm warning"])]
 
@@ -186,7 +189,9 @@ class Asset(Answer):
     template: str
     rated_power_w: float | None
     rated_energy_wh: float | None
-    points: dict[str, float | None] = Field(default_factory=dict, description="Newest values; null where the quality is bad")
+    points: dict[str, float | None] = Field(
+        default_factory=dict, description="Newest values; null where the quality is bad"
+    )
 
 
 class SiteDetail(SiteRow):
@@ -618,7 +623,9 @@ class CommandKind(Answer):
     kind: str
     title: str
     permission: Permission
-    steps: str = Field(description="one; confirm: the same person types a word; approve: another person does", examples=["confirm"])
+    steps: str = Field(
+        description="one; confirm: the same person types a word; approve: another person does", examples=["confirm"]
+    )
     host_only: bool
     arguments: dict[str, Any] = Field(description="JSON Schema")
 
@@ -657,7 +664,10 @@ class NewReport(Request):
     """A report of a site, or of all own sites."""
 
     period: ReportPeriod
-    start: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$", description="A day of the period, local time", examples=["2022-09-01"])]
+    start: Annotated[
+        str,
+        Field(pattern=r"^\d{4}-\d{2}-\d{2}$", description="A day of the period, local time", examples=["2022-09-01"]),
+    ]
     site_id: SiteName | None = None
 
 

@@ -39,7 +39,9 @@ Column = Annotated[
     list[Annotated[str, Query(pattern=r"^[A-Za-z0-9_.-]{1,100}\.[A-Za-z0-9_-]{1,100}$")]],
     Query(min_length=1, max_length=20, description="asset.point", examples=[["battery.active_power_w"]]),
 ]
-Step = Annotated[int | None, Query(ge=1, le=86_400, description="Seconds: means of aligned steps; left out: as measured")]
+Step = Annotated[
+    int | None, Query(ge=1, le=86_400, description="Seconds: means of aligned steps; left out: as measured")
+]
 SitesAfter = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="`next` of the page before")]
 
 
@@ -118,9 +120,7 @@ def _history_routes(routes: APIRouter, view: CloudView) -> None:
     ) -> Any:  # fmt: skip
         """Metered energy a slot, newest first."""
         site_id = known_site(view, who, site_id)
-        found, more = await page(
-            view, Table.CONSUMER_METRICS, site_id, limit, after, start_ns=start_ns, end_ns=end_ns
-        )
+        found, more = await page(view, Table.CONSUMER_METRICS, site_id, limit, after, start_ns=start_ns, end_ns=end_ns)
         rows = [m.IntervalRow.model_validate(item.data) for item in found]
         return await in_format(rows, how, f"{site_id}-intervals") or m.Page(rows=rows, next=more)
 
@@ -146,7 +146,8 @@ def _history_routes(routes: APIRouter, view: CloudView) -> None:
         found, more = await page(view, Table.GRID_METRICS, f"{site_id}#alarms", limit, after)
         seen = {one.alarm.id: one.acknowledged_by for one in view.alarms.of(site_id)}
         return m.Page(
-            rows=[m.AlarmRow.model_validate({**one.data, "acknowledged_by": seen.get(one.id)}) for one in found], next=more
+            rows=[m.AlarmRow.model_validate({**one.data, "acknowledged_by": seen.get(one.id)}) for one in found],
+            next=more,
         )
 
     @routes.get("/sites/{site_id}/frequency", response_model=m.Page[m.FrequencyEventRow], responses=EXPORTS)
@@ -197,9 +198,10 @@ def _by_time(rows: Sequence[Series]) -> list[dict[str, Any]]:
 
 
 def _settlement(site_id: str, item: Item) -> m.SettlementRow:
-    total = sum(int(item.data[name]) for name in _AMOUNTS)  # type: ignore[arg-type]  # whole numbers in the store
+    data: Any = item.data
+    total = sum(int(data[name]) for name in _AMOUNTS)
     return m.SettlementRow.model_validate(
-        {**item.data, "participant_id": site_id, "time_ns": item.time_ns, "total_units": total}
+        {**data, "participant_id": site_id, "time_ns": item.time_ns, "total_units": total}
     )
 
 
@@ -230,4 +232,3 @@ def _plan(view: CloudView, site_id: str, count: int) -> m.Plan:
 
 def _plain(one: object) -> dict[str, Any]:
     return {name: getattr(one, name) for name in one.__slots__}  # type: ignore[attr-defined]  # our slotted dataclasses
-

@@ -6,7 +6,7 @@ import asyncio
 import importlib.metadata
 import json
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,7 +87,7 @@ def metrics_text(view: CloudView) -> str:
     """All figures in Prometheus's text format."""
     out: list[str] = []
 
-    def family(name: str, kind: str, about: str, rows: list[tuple[str, float | int]]) -> None:
+    def family(name: str, kind: str, about: str, rows: Sequence[tuple[str, float]]) -> None:
         if rows:
             out.append(f"# HELP {name} {about}")
             out.append(f"# TYPE {name} {kind}")
@@ -102,12 +102,9 @@ def metrics_text(view: CloudView) -> str:
     )  # fmt: skip
     for key, unit in (("grid_w", "watts"), ("pv_w", "watts"), ("battery_w", "watts"), ("load_w", "watts"),
                       ("soc_percent", "percent"), ("frequency_hz", "hertz")):  # fmt: skip
-        rows = [
-            (f'{{site="{site}"}}', value)
-            for site in sites
-            if (live := view.live.sites.get(site)) is not None and (value := live.flows.get(key)) is not None
-        ]
-        family(f"wattmesh_site_{key.rpartition('_')[0]}_{unit}", "gauge", "Newest reading; positive into it.", rows)
+        newest = [(site, live.flows.get(key)) for site in sites if (live := view.live.sites.get(site)) is not None]
+        known = [(f'{{site="{site}"}}', number) for site, number in newest if number is not None]
+        family(f"wattmesh_site_{key.rpartition('_')[0]}_{unit}", "gauge", "Newest reading; positive into it.", known)
     standing = [(site, view.alarms.of(site)) for site in sites]
     family(
         "wattmesh_site_alarms", "gauge", "Alarms that stand.",
@@ -137,7 +134,15 @@ def metrics_text(view: CloudView) -> str:
 
 def _gateway(view: CloudView, site: str) -> m.GatewayRow:
     health, announced = view.health.get(site), view.announcements.get(site) or {}
-    names = ("resident_mb", "cycles", "cycle_overrun_max_ms", "batches_pending", "commands_sent", "commands_applied", "time_ns")
+    names = (
+        "resident_mb",
+        "cycles",
+        "cycle_overrun_max_ms",
+        "batches_pending",
+        "commands_sent",
+        "commands_applied",
+        "time_ns",
+    )
     return m.GatewayRow.model_validate(
         {
             "site_id": site,

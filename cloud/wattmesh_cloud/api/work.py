@@ -22,8 +22,6 @@ from wattmesh_cloud.api.deps import PROBLEMS, Limit, Operator, Reader, known_sit
 from wattmesh_cloud.store.base import Item, Table
 from wattmesh_cloud.view import CloudView
 
-
-
 Identity = Annotated[str, InPath(pattern=r"^[0-9a-f]{8,32}$")]
 Before = Annotated[str | None, Field(pattern=r"^[0-9]{1,15}$")]
 FileName = Annotated[str, InPath(pattern=r"^[\w.-]{1,100}$")]
@@ -112,9 +110,7 @@ def work_routes(view: CloudView, commands: Commands, jobs: Jobs) -> APIRouter:
     @routes.post("/commands", status_code=201)
     async def ask_command(who: Reader, wanted: m.NewCommand) -> m.CommandRow:
         """Ask for something; where `state` is waiting, a second step is needed. Each kind needs its own right."""
-        return _command(
-            await commands.ask(who, wanted.kind, wanted.arguments, wanted.reason, wanted.idempotency_key)
-        )
+        return _command(await commands.ask(who, wanted.kind, wanted.arguments, wanted.reason, wanted.idempotency_key))
 
     @routes.get("/commands/{command_id}")
     async def get_command(who: Reader, command_id: Identity) -> m.CommandRow:
@@ -190,4 +186,3 @@ async def _found() -> AsyncIterator[None]:
 
 def _command(one: Command) -> m.CommandRow:
     return m.CommandRow.model_validate(one)
-

@@ -48,6 +48,7 @@ export function chart({ label, series, height = 240, bands = [], x = null, scale
     const width = Math.max(200, Math.floor(place.clientWidth));
     plot?.destroy();
     plot = new uPlot(options(width), data, place);
+    for (const index of quiet) place.querySelectorAll(".u-legend .u-series")[index]?.setAttribute("hidden", "");
   };
   const observer = new ResizeObserver(() => {
     const width = Math.floor(place.clientWidth);
@@ -56,6 +57,7 @@ export function chart({ label, series, height = 240, bands = [], x = null, scale
     } else if (width && width !== plot.width) plot.setSize({ width, height });
   });
   observer.observe(place);
+  const quiet = series.map((one, index) => (one.quiet ? index + 1 : 0)).filter(Boolean);
   const made = {
     element: place,
     rebuild: () => plot && build(),

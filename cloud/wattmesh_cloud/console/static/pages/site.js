@@ -229,8 +229,8 @@ function forecastBlock(path, place) {
   const fan = chart({
     label: "Forecast of load and production", unit: "kW", height: 250,
     series: [
-      { label: "Load high", colour: "--c-load", width: 0.5, digits: 2 }, { label: "Load low", colour: "--c-load", width: 0.5, digits: 2 }, { label: "Load", colour: "--c-load", digits: 2 },
-      { label: "PV high", colour: "--c-pv", width: 0.5, digits: 2 }, { label: "PV low", colour: "--c-pv", width: 0.5, digits: 2 }, { label: "PV", colour: "--c-pv", digits: 2 },
+      { label: "Load high", colour: "--c-load", width: 0.5, digits: 2, quiet: true }, { label: "Load low", colour: "--c-load", width: 0.5, digits: 2, quiet: true }, { label: "Load", colour: "--c-load", digits: 2 },
+      { label: "PV high", colour: "--c-pv", width: 0.5, digits: 2, quiet: true }, { label: "PV low", colour: "--c-pv", width: 0.5, digits: 2, quiet: true }, { label: "PV", colour: "--c-pv", digits: 2 },
     ],
     bands: [{ series: [1, 2], colour: "--c-load" }, { series: [4, 5], colour: "--c-pv" }],
   });
