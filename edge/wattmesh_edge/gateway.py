@@ -20,10 +20,17 @@ from wattmesh_a2a.deadletters import DeadLetters
 from wattmesh_a2a.dedupe import SqliteDedupe
 from wattmesh_a2a.delivery import ACKNOWLEDGED, PEER_REQUESTS_PER_S, Delivery
 from wattmesh_a2a.devices import AssetKind, Quality
-from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, MARKET_AGENT, Address, Envelope
+from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, GRID_AGENT, MARKET_AGENT, Address, Envelope
 from wattmesh_a2a.errors import ConfigurationError, ExpiredError, UnauthorisedError, UnavailableError, WattmeshError
 from wattmesh_a2a.forecast import Forecast
-from wattmesh_a2a.grid import DemandResponseDispatch, DemandResponseEvent, DemandResponseOffer, FrequencyEvent
+from wattmesh_a2a.grid import (
+    DemandResponseDispatch,
+    DemandResponseEvent,
+    DemandResponseOffer,
+    FrequencyEvent,
+    GridInstruction,
+    GridInstructionResult,
+)
 from wattmesh_a2a.messages import (
     Acknowledged,
     AssetSummary,
@@ -60,6 +67,7 @@ from wattmesh_edge.control import ControlCycle
 from wattmesh_edge.flash import FLASH_TABLE, FlashWrites
 from wattmesh_edge.history import History
 from wattmesh_edge.image import ImageMaker, SiteImage
+from wattmesh_edge.instructions import Instructions
 from wattmesh_edge.limits import BatteryLimits, SiteLimits
 from wattmesh_edge.local import LocalServer
 from wattmesh_edge.maintenance import Maintenance
@@ -121,6 +129,10 @@ class Gateway:
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._tables()
         self._memory = Memory(self._db)
+        self.instructions = Instructions(period_s=model.control.period_s)
+        for kept in self._memory.recall("instruction", clock.utc_ns()).values():
+            if isinstance(kept, GridInstruction):
+                self.instructions.take(kept)
         self._lines = LinePool()
         self._proxies: list[ModbusProxy] = []
         self.drivers: dict[str, Driver] = {
@@ -189,7 +201,7 @@ class Gateway:
         self.control = ControlCycle(
             self.drivers,
             self._maker,
-            [*self.agents, self._flexible],
+            [self.instructions, *self.agents, self._flexible],
             {**self._batteries, **self._load_limits()},
             SiteLimits(
                 import_limit_w=model.connection.import_limit_w,
@@ -267,6 +279,7 @@ class Gateway:
         messenger.on_request(Strategy, self._on_strategy, idempotent=True, latest_only=True)
         messenger.on_request(DemandResponseEvent, self._on_dr_event)
         messenger.on_request(DemandResponseDispatch, self._on_dr_dispatch)
+        messenger.on_request(GridInstruction, self._on_instruction, idempotent=True, latest_only=True)
         messenger.on_request(ConfigurationChange, self._on_configuration)
         messenger.on_event(MarketRules, self._on_rules, source=f"{model.org}/{CLOUD_UNIT}/{MARKET_AGENT}")
         return messenger
@@ -871,6 +884,22 @@ class Gateway:
             self._memory.keep("dispatch", dispatch.event_id, dispatch, dispatch.end_ns)
             self._count("dispatches")
         return ACKNOWLEDGED
+
+    async def _on_instruction(self, envelope: Envelope) -> Message:
+        """The operator's word in an emergency: kept, then answered, in force from the next cycle; a drill is only answered."""
+        instruction = envelope.data
+        assert isinstance(instruction, GridInstruction)
+        grid = Address(self.site.model.org, CLOUD_UNIT, GRID_AGENT)
+        if envelope.source != grid or instruction.site_id != self.site_id:
+            raise UnauthorisedError(f"{envelope.source} may not instruct {self.site_id} as {instruction.site_id}")
+        result: GridInstructionResult = self.control.tried(
+            lambda *now: self.instructions.result(instruction, *now), without=f"operator:{instruction.id}"
+        )
+        if not instruction.drill:
+            self._memory.keep("instruction", instruction.id, instruction, instruction.end_ns)
+            self.instructions.take(instruction)
+            self._count("instructions")
+        return result
 
     async def _on_configuration(self, envelope: Envelope) -> Message:
         change = envelope.data
