@@ -9,12 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from wattmesh_a2a.clock import Clock
 from wattmesh_a2a.control import GRID_CONNECTION, Bounds, Priority, Proposal
+from wattmesh_a2a.envelope import CLOUD_UNIT, GRID_AGENT, Address, Envelope
+from wattmesh_a2a.errors import UnauthorisedError
 from wattmesh_a2a.grid import GridInstruction, GridInstructionResult, InstructionKind
+from wattmesh_a2a.messages import Message
+from wattmesh_a2a.messenger import Messenger
 
 from wattmesh_edge.arbiter import arbitrate
+from wattmesh_edge.control import ControlCycle
 from wattmesh_edge.image import SiteImage
 from wattmesh_edge.limits import BatteryLimits, SiteLimits
+from wattmesh_edge.memory import Memory
 
 _ENDLESS_W = 1e9
 _AT_MOST = 16
@@ -119,6 +126,45 @@ class Instructions:
             unmet_w=max(0, round(max(over))),
             setpoints_w=setpoints,
         )
+
+
+class Operator:
+    """Takes the operator's instructions off the wire: kept, then in force from the next cycle, then answered.
+
+    Args:
+        instructions: Where they stand.
+        control: Whose arbiter says what they do.
+        messenger: The way to the cloud.
+        memory: Keeps them over a restart.
+        clock: The gateway's.
+    """
+
+    def __init__(
+        self, instructions: Instructions, control: ControlCycle, messenger: Messenger, memory: Memory, clock: Clock
+    ) -> None:
+        self._instructions, self._control, self._messenger, self._memory = instructions, control, messenger, memory
+        for kept in memory.recall("instruction", clock.utc_ns()).values():
+            if isinstance(kept, GridInstruction):
+                instructions.take(kept)
+
+    def register(self) -> None:
+        """Take them from now on."""
+        self._messenger.on_request(GridInstruction, self._on_instruction, idempotent=True, latest_only=True)
+
+    async def _on_instruction(self, envelope: Envelope) -> Message:
+        """Only the grid agent instructs; a drill is answered, and changes nothing."""
+        instruction = envelope.data
+        assert isinstance(instruction, GridInstruction)
+        here = self._messenger.address
+        if envelope.source != Address(here.org, CLOUD_UNIT, GRID_AGENT) or instruction.site_id != here.unit:
+            raise UnauthorisedError(f"{envelope.source} may not instruct {here.unit} as {instruction.site_id}")
+        result = self._control.tried(
+            lambda *now: self._instructions.result(instruction, *now), without=f"operator:{instruction.id}"
+        )
+        if not instruction.drill:
+            self._memory.keep("instruction", instruction.id, instruction, instruction.end_ns)
+            self._instructions.take(instruction)
+        return result
 
 
 def _limits(one: GridInstruction) -> bool:
