@@ -40,6 +40,7 @@ from wattmesh_a2a.messages import (
     SiteAnnouncement,
     Strategy,
 )
+from wattmesh_a2a.plans import CoordinationRound, SitePlan
 from wattmesh_a2a.signing import KeyRing, Signer
 from wattmesh_a2a.tariff import slot_start_ns
 from wattmesh_a2a.topics import Topics
@@ -54,6 +55,7 @@ from wattmesh_edge.agents.base import SLOT_NS, SLOT_S, Outlook, SiteAgent, store
 from wattmesh_edge.agents.consumer import ConsumerAgent
 from wattmesh_edge.agents.flexible import FlexibleAgent, Need
 from wattmesh_edge.agents.planner import Storage
+from wattmesh_edge.agents.planner_community import answer_round, check_site_plan, view_of
 from wattmesh_edge.agents.producer import ProducerAgent
 from wattmesh_edge.config import DeviceModel, FrequencyModel, FrequencyResponseModel, FrequencySourceModel, Site
 from wattmesh_edge.control import ControlCycle
@@ -178,6 +180,9 @@ class Gateway:
             site.tariff.zone(),
             period_s=model.control.period_s,
             taken=self._load_taken(),
+            planned=lambda device, utc_ns: (
+                None if (plan := self.outlook.site_plan) is None else plan.load_w(device, utc_ns)
+            ),
         )
         self._reflex: fast.Reflex | None = None
         self._reflexes: dict[str, fast.Reflex] = {}
@@ -265,6 +270,8 @@ class Gateway:
         messenger.on_request(Commitment, self._on_commitment)
         messenger.on_request(ForecastIssued, self._on_forecast, idempotent=True, latest_only=True)
         messenger.on_request(Strategy, self._on_strategy, idempotent=True, latest_only=True)
+        messenger.on_request(SitePlan, self._on_site_plan, idempotent=True, latest_only=True)
+        messenger.on_request(CoordinationRound, self._on_coordination, idempotent=True)
         messenger.on_request(DemandResponseEvent, self._on_dr_event)
         messenger.on_request(DemandResponseDispatch, self._on_dr_dispatch)
         messenger.on_request(ConfigurationChange, self._on_configuration)
@@ -383,6 +390,9 @@ class Gateway:
         for message in self._memory.recall("strategy", now).values():
             if isinstance(message, Strategy):
                 outlook.strategy = message
+        for message in self._memory.recall("site-plan", now).values():
+            if isinstance(message, SitePlan):
+                outlook.site_plan = message
         for message in self._memory.recall("forecast", now).values():
             if isinstance(message, ForecastIssued):
                 outlook.forecasts.update({forecast.quantity: forecast for forecast in message.forecasts})
@@ -851,6 +861,31 @@ class Gateway:
             self._memory.keep("strategy", self.site_id, strategy, strategy.expires_ns)
         return ACKNOWLEDGED
 
+    async def _on_site_plan(self, envelope: Envelope) -> Message:
+        plan = envelope.data
+        assert isinstance(plan, SitePlan)
+        check_site_plan(plan, self.site_id, self._clock.utc_ns())
+        self._take_site_plan(plan)
+        return ACKNOWLEDGED
+
+    def _take_site_plan(self, plan: SitePlan) -> None:
+        held = self.outlook.site_plan
+        if held is None or plan.issued_ns >= held.issued_ns:
+            self.outlook.site_plan = plan
+            self._memory.keep("site-plan", self.site_id, plan, plan.expires_ns)
+
+    async def _on_coordination(self, envelope: Envelope) -> Message:
+        """Answer a community's round with nothing but the exchange that suits this site, and follow what was agreed."""
+        wanted = envelope.data
+        assert isinstance(wanted, CoordinationRound)
+        image, outlook = self.control.image, self.outlook
+        stored = stored_energy_wh(image, outlook.storage) if image is not None else None
+        view = view_of(wanted, outlook.reserved(), stored, outlook.net_of, self.site.tariff, slot_s=SLOT_S)
+        reply, plan = await asyncio.to_thread(answer_round, wanted, self.site_id, view, self._clock.utc_ns())
+        if plan is not None:
+            self._take_site_plan(plan)
+        return reply
+
     async def _on_dr_event(self, envelope: Envelope) -> Message:
         event = envelope.data
         assert isinstance(event, DemandResponseEvent)
@@ -931,6 +966,7 @@ class Gateway:
             ),
             agents=model.agents,
             frequency_response=bool(self._reflexes),
+            flexible=self._flexible.needs(),
         )
         line: dict[str, object] = json.loads(record_line(announcement))
         return line
@@ -956,7 +992,7 @@ class Gateway:
             frequency_events=len(self._frequency_events),
             resident_mb=resident_bytes() / 1e6,
             cpu_s=usage.ru_utime + usage.ru_stime,
-            plan_source="market" if self._in_market(now_ns) else self.outlook.source,
+            plan_source="market" if self._in_market(now_ns) else self.outlook.followed(now_ns),
         )
 
     def _in_market(self, now_ns: int) -> bool:

@@ -8,12 +8,14 @@ to prices, forecasts or the cloud.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
 from wattmesh_a2a.clock import NS_PER_S
 from wattmesh_a2a.control import Priority, Proposal
+from wattmesh_a2a.messages import FlexibleNeed
 from wattmesh_a2a.tariff import Tariff, local_time, slot_start_ns
 
 from wattmesh_edge.agents.base import SLOT_NS, SLOT_S
@@ -45,6 +47,7 @@ class FlexibleAgent:
         zone: Of the windows' times.
         period_s: Of the control cycle.
         taken: What each load has already taken in the running window (start of the window in UTC ns, Wh), after a restart.
+        planned: Power of a load by the plan that was sent for the site; none where no plan says anything.
     """
 
     name = "flexible"
@@ -57,13 +60,28 @@ class FlexibleAgent:
         *,
         period_s: float,
         taken: dict[str, tuple[int, float]] | None = None,
+        planned: Callable[[str, int], float | None] = lambda device, utc_ns: None,
     ) -> None:
         self._needs = needs
         self._tariff = tariff
         self._zone = zone
+        self._planned = planned
         self._lease_ns = round(_LEASE_PERIODS * period_s * NS_PER_S)
         self.taken = taken if taken is not None else {}
         self._last_ns = 0
+
+    def needs(self) -> tuple[FlexibleNeed, ...]:
+        """What the cloud's planner has to know."""
+        return tuple(
+            FlexibleNeed(
+                device=need.device,
+                energy_wh=need.energy_wh,
+                power_w=need.power_w,
+                begins=f"{need.begins:%H:%M}",
+                ends=f"{need.ends:%H:%M}",
+            )
+            for need in self._needs
+        )
 
     def propose(self, image: SiteImage, _traded_wh: float) -> list[Proposal]:
         """Each load's power now; 0 where it waits, so that a load that is not asked for stands still."""
@@ -111,13 +129,17 @@ class FlexibleAgent:
         needed_h = left_wh / need.power_w
         if needed_h >= left_h - SLOT_S / 3600:
             return need.power_w, "no time to spare"
+        grid = image.grid_power_w
+        surplus = power_w - grid.value if grid is not None else 0.0
+        planned = self._planned(need.device, image.time_ns)
+        if planned is not None:
+            wanted = max(planned, surplus)
+            return (min(need.power_w, wanted), "site plan") if wanted > 0 else (0.0, "waits by the site plan")
         here = slot_start_ns(image.time_ns, SLOT_S)
         slots = range(here, ends_ns, SLOT_NS)
         cheapest = sorted(slots, key=lambda slot: (self._tariff.import_price_ticks(slot), slot))
         if here in cheapest[: math.ceil(needed_h * 3600 / SLOT_S)]:
             return need.power_w, "cheapest time"
-        grid = image.grid_power_w
-        surplus = power_w - grid.value if grid is not None else 0.0
         if surplus > 0:
             return min(need.power_w, surplus), "surplus"
         return 0.0, "waits for a cheaper time"
