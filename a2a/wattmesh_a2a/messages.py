@@ -18,6 +18,8 @@ from wattmesh_a2a.grid import (
     DemandResponseOffer,
     FrequencyEvent,
     GridEvent,
+    GridInstruction,
+    GridInstructionResult,
 )
 from wattmesh_a2a.market import Order, OrderStatus, RejectReason, Trade
 from wattmesh_a2a.plans import CoordinationReply, CoordinationRound, SitePlan
@@ -42,8 +44,11 @@ class FlexibleNeed:
     energy_wh: float
     power_w: float
     begins: str
-    """Local time of day, ``HH:MM``; a window that ends before it begins goes over midnight."""
+    """Local time of day, ``HH:MM``; a window that ends before it begins goes over midnight, one that ends when it begins takes
+    all the time from one end to the next."""
     ends: str
+    days: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6)
+    """Local days on which a window ends, Monday is 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -428,6 +433,8 @@ Message = (
     | DemandResponseDispatch
     | FrequencyEvent
     | GridEvent
+    | GridInstruction
+    | GridInstructionResult
     | Alarm
     | Decision
     | Acknowledged
@@ -467,6 +474,8 @@ MESSAGE_TYPES: dict[str, type[Message]] = {
     "wattmesh.dr.dispatch.v1": DemandResponseDispatch,
     "wattmesh.frequency.event.v1": FrequencyEvent,
     "wattmesh.grid.event.v1": GridEvent,
+    "wattmesh.grid.instruction.v1": GridInstruction,
+    "wattmesh.grid.instruction.result.v1": GridInstructionResult,
     "wattmesh.alarm.v1": Alarm,
     "wattmesh.decision.v1": Decision,
     "wattmesh.acknowledged.v1": Acknowledged,
@@ -495,6 +504,8 @@ SIGNED_TYPES: frozenset[type[Message]] = frozenset(
         ConfigurationChange,
         DemandResponseDispatch,
         DemandResponseOffer,
+        GridInstruction,
+        GridInstructionResult,
         TelemetryAck,
         Revoke,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, time, timedelta
+from datetime import date, datetime, time, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -160,14 +160,22 @@ def load_of(need: Mapping[str, Any], taken_wh: float, zone: ZoneInfo, start_ns: 
     begins, ends = (time.fromisoformat(str(need[name])) for name in ("begins", "ends"))
     energy, power = float(need["energy_wh"]), float(need["power_w"])
     today = local_time(start_ns, zone).date()
+    allowed = need.get("days", range(7))
+
+    def moment(day: date, at: time) -> float:
+        """In slots from the plan's start."""
+        return (datetime.combine(day, at, tzinfo=zone).timestamp() - start_ns / NS_PER_S) / SLOT_S
+
+    lasts = [today + timedelta(days=offset) for offset in range(-8, 9)]
+    lasts = [day for day in lasts if day.weekday() in allowed]
     windows = []
-    for day in (today + timedelta(days=number) for number in range(-1, 2 + steps * SLOT_S // 86_400)):
-        last = day if begins < ends else day + timedelta(days=1)
-        first_s = datetime.combine(day, begins, tzinfo=zone).timestamp()
-        last_s = datetime.combine(last, ends, tzinfo=zone).timestamp()
-        window = [(one - start_ns / NS_PER_S) / SLOT_S for one in (first_s, last_s)]
-        running = window[0] <= 0 < window[1]
-        windows.append((window[0], window[1], energy - taken_wh if running else energy))
+    for number, last in enumerate(lasts):
+        if begins == ends:
+            first = moment(lasts[number - 1], begins) if number else -1e6
+        else:
+            first = moment(last if begins < ends else last - timedelta(days=1), begins)
+        until = moment(last, ends)
+        windows.append((first, until, energy - taken_wh if first <= 0 < until else energy))
     return envelope(str(need["device"]), steps, SLOT_S, power, windows)
 
 
