@@ -12,7 +12,7 @@ from pathlib import Path
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.codec import message_from_json
 from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, GRID_AGENT, Address, Envelope
-from wattmesh_a2a.errors import WattmeshError
+from wattmesh_a2a.errors import ConflictError, WattmeshError
 from wattmesh_a2a.forecast import Forecast
 from wattmesh_a2a.grid import (
     DemandResponseDispatch,
@@ -89,7 +89,9 @@ class GridService:
         forecasts: Callable[[], Mapping[str, Mapping[str, Forecast]]],
         pay: Pay,
     ) -> None:
-        self._config = config
+        self.config = config
+        self.plans_days = True
+        """Whether it calls a day's event by itself; not where an agent does (:meth:`announce`)."""
         self._store = store
         self._messenger = messenger
         self._clock = clock
@@ -127,7 +129,8 @@ class GridService:
             if message.kind in _HARMLESS:
                 return
             self._disturbed_ns = max(self._disturbed_ns, message.end_ns or message.start_ns)
-            self._set_status(GridStatus.ALERT, _told(message, site))
+            if self.status is not GridStatus.EMERGENCY:  # an event more makes an emergency no smaller
+                self._set_status(GridStatus.ALERT, _told(message, site))
         elif isinstance(message, IntervalEnergy) and message.site_id == site:
             slots = self._intervals.setdefault(site, {})
             slots[message.slot_start_ns] = message
@@ -175,8 +178,9 @@ class GridService:
                 now = self._clock.utc_ns()
                 if self.status is GridStatus.ALERT and now - self._disturbed_ns > _CALM_NS:
                     self._set_status(GridStatus.NORMAL, "frequency quiet again")
-                if self._config.demand_response.enabled:
-                    self._plan_day(now)
+                if self.config.demand_response.enabled:
+                    if self.plans_days:
+                        self._plan_day(now)
                     await self._advance(now)
                 mono = self._clock.monotonic_ns()
                 await self._clock.sleep_until_ns(mono - mono % _STEP_NS + _STEP_NS)
@@ -213,25 +217,79 @@ class GridService:
         if day == self._planned_day or not self._forecasts():
             return
         self._planned_day = day
-        config = self._config.demand_response
+        config = self.config.demand_response
         window = peak_window(
             self._forecasts(), now + config.notice_s * NS_PER_S, config.duration_s * NS_PER_S, config.peak_percentile
         )
         if window is None:
             return
         start, mean_w = window
+        if f"dr-{start // NS_PER_S}" not in self.running:
+            target, reason = -round(mean_w * config.share), f"expected peak of {mean_w / 1000:.1f} kW"
+            self.announce(start, config.duration_s, target, price_ticks(config.price), reason)
+
+    # -- what an agent may ask for, after its guards
+
+    def announce(self, start_ns: int, duration_s: int, target_w: int, price: int, reason: str) -> str:
+        """A new event; the sites are asked when its notice begins. Its id.
+
+        Raises:
+            ConflictError: One with the same start is under way.
+        """
         event = DemandResponseEvent(
-            id=f"dr-{start // NS_PER_S}",
-            start_ns=start,
-            end_ns=start + config.duration_s * NS_PER_S,
-            target_w=-round(mean_w * config.share),
-            price_ticks=price_ticks(config.price),
+            id=f"dr-{start_ns // NS_PER_S}",
+            start_ns=start_ns,
+            end_ns=start_ns + duration_s * NS_PER_S,
+            target_w=target_w,
+            price_ticks=price,
             state=DemandResponseState.ANNOUNCED,
-            reason=f"expected peak of {mean_w / 1000:.1f} kW",
+            reason=reason,
         )
-        if event.id not in self.running:
-            self.running[event.id] = Running(event)
-            self._save()
+        if event.id in self.running:
+            raise ConflictError(f"{event.id} is under way already")
+        self.running[event.id] = Running(event)
+        self._save()
+        return event.id
+
+    async def cancel(self, event_id: str) -> None:
+        """Take back an event that is only announced.
+
+        Raises:
+            ConflictError: There is none of this id, or sites have been asked already.
+        """
+        running = self.running.get(event_id)
+        if running is None or running.event.state is not DemandResponseState.ANNOUNCED:
+            raise ConflictError(f"{event_id} is no event that is only announced")
+        running.event = replace(running.event, state=DemandResponseState.CANCELLED)
+        del self.running[event_id]
+        self._save()
+        await asyncio.to_thread(self._record, running)
+
+    def declare(self, status: GridStatus, reason: str) -> None:
+        """Tell everybody a status that an agent or a person has found."""
+        if status is not GridStatus.NORMAL:
+            self._disturbed_ns = max(self._disturbed_ns, self._clock.utc_ns())
+        self._set_status(status, reason)
+
+    def quiet_s(self, now_ns: int) -> float | None:
+        """Time since the last disturbance; none where there was none."""
+        return (now_ns - self._disturbed_ns) / NS_PER_S if self._disturbed_ns else None
+
+    def known_events(self) -> list[DemandResponseEvent]:
+        """Events under way, and settled ones as they ended."""
+        over = [
+            DemandResponseEvent(
+                id=str(row["id"]),
+                start_ns=int(str(row["start_ns"])),
+                end_ns=int(str(row["end_ns"])),
+                target_w=int(str(row["target_w"])),
+                price_ticks=int(str(row["price_ticks"])),
+                state=DemandResponseState(str(row["state"])),
+                reason=str(row["reason"]),
+            )
+            for row in self.settled[-20:]
+        ]
+        return [*over, *(one.event for one in self.running.values())]
 
     async def _advance(self, now: int, *, final: bool = False) -> None:
         for running in list(self.running.values()):
@@ -240,7 +298,7 @@ class GridService:
             if (
                 event.state is DemandResponseState.ANNOUNCED
                 and not final
-                and 0 < ahead <= self._config.demand_response.notice_s * NS_PER_S
+                and 0 < ahead <= self.config.demand_response.notice_s * NS_PER_S
             ):
                 running.event = replace(event, state=DemandResponseState.DISPATCHED)
                 self._spawn(self._call(running))
