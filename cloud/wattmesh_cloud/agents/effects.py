@@ -11,7 +11,7 @@ from typing import Any
 
 from wattmesh_a2a.alarms import Alarm, Severity
 from wattmesh_a2a.clock import NS_PER_S, Clock
-from wattmesh_a2a.envelope import CLOUD_UNIT, CONSUMER_AGENT, GATEWAY_AGENT, PRODUCER_AGENT, Address
+from wattmesh_a2a.envelope import CLOUD_UNIT, CONSUMER_AGENT, GATEWAY_AGENT, GRID_AGENT, PRODUCER_AGENT, Address
 from wattmesh_a2a.errors import UnavailableError, WattmeshError
 from wattmesh_a2a.grid import GridStatus
 from wattmesh_a2a.messages import Strategy
@@ -38,6 +38,7 @@ from wattmesh_cloud.agents.proposals import (
     subject,
 )
 from wattmesh_cloud.agents.situations import Strategies
+from wattmesh_cloud.grid.records import EventPlan
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class Services:
             case Retrain() | ChooseModel():
                 await self._forecasting(proposal)
             case CallResponse() | CancelResponse() | DeclareStatus():
-                await self._grid(proposal)
+                self._grid(proposal)
             case HaltMarket() | ResumeMarket() | SuspendParticipant() | ReinstateParticipant():
                 await self._market(proposal)
 
@@ -97,17 +98,23 @@ class Services:
             case ReinstateParticipant():
                 await market.reinstate(proposal.participant_id)
 
-    async def _grid(self, proposal: CallResponse | CancelResponse | DeclareStatus) -> None:
+    def _grid(self, proposal: CallResponse | CancelResponse | DeclareStatus) -> None:
         grid = self._sources.grid
         if grid is None:
             raise UnavailableError("no grid service runs here")
         match proposal:
             case CallResponse():
-                grid.announce(
-                    proposal.start_ns, proposal.duration_s, proposal.target_w, proposal.price_ticks, proposal.rationale
+                plan = EventPlan(
+                    start_ns=proposal.start_ns,
+                    end_ns=proposal.start_ns + proposal.duration_s * NS_PER_S,
+                    target_w=proposal.target_w,
+                    price_ticks=proposal.price_ticks,
+                    reason=proposal.rationale,
+                    source="agent",
                 )
+                grid.create_event(plan, f"agent:{GRID_AGENT}")
             case CancelResponse():
-                await grid.cancel(proposal.event_id)
+                grid.cancel_event(proposal.event_id, proposal.rationale, f"agent:{GRID_AGENT}")
             case DeclareStatus():
                 grid.declare(GridStatus(proposal.status), proposal.rationale)
 

@@ -348,12 +348,28 @@ def _missing(announced: Mapping[str, Any] | None, points: Mapping[str, float | N
 
 
 def _events(grid: GridService, now: int) -> tuple[KnownEvent, ...]:
-    rows = grid.known_events()
-    return tuple(
-        KnownEvent(id=row.id, start_ns=row.start_ns, end_ns=row.end_ns, target_w=row.target_w, state=str(row.state))
-        for row in rows
-        if row.end_ns > now - 2 * _DAY_NS
-    )
+    """Events under way, and those that were settled in the last two days."""
+    over = [
+        KnownEvent(
+            id=str(row["id"]),
+            start_ns=int(str(row["start_ns"])),
+            end_ns=int(str(row["end_ns"])),
+            target_w=int(str(row["target_w"])),
+            state=str(row["state"]),
+        )
+        for row in grid.settled[-20:]
+    ]
+    running = [
+        KnownEvent(
+            id=one.event.id,
+            start_ns=one.event.start_ns,
+            end_ns=one.event.end_ns,
+            target_w=one.event.target_w,
+            state=str(one.event.state),
+        )
+        for one in grid.running.values()
+    ]
+    return tuple(one for one in (*over, *running) if one.end_ns > now - 2 * _DAY_NS)
 
 
 def _delivered(grid: GridService) -> float | None:
