@@ -282,6 +282,8 @@ class Delivery:
         as_agent: Address | None = None,
         not_before_ns: int = 0,
         pool: bool = False,
+        request_id: str | None = None,
+        ask_after: bool = False,
     ) -> Message:
         """Send and wait for the answer; see :class:`wattmesh_a2a.messenger.Messenger`.
 
@@ -289,15 +291,16 @@ class Delivery:
         member, so that a pool is for what may happen twice.
         """
         envelope = self._envelope(
-            message, as_agent or self.address, expires_ns, destination=to, not_before_ns=not_before_ns
+            message, as_agent or self.address, expires_ns, destination=to, not_before_ns=not_before_ns, name=request_id
         )
         payload = self._encode(envelope)
         pending = Pending(envelope.id, str(to), payload, expires_ns)
+        until_ns = expires_ns + KEEP_AFTER_EXPIRY_NS if ask_after else None
         if timeout_s is None:
-            return await self._until_answered(pending, to, envelope.type, pool=pool)
+            return await self._until_answered(pending, to, envelope.type, until_ns=until_ns, pool=pool)
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._until_answered(pending, to, envelope.type, pool=pool)
+                return await self._until_answered(pending, to, envelope.type, until_ns=until_ns, pool=pool)
         except TimeoutError:
             self.stats.count("unanswered", envelope.type, str(to))
             raise UnavailableError(f"{to} did not answer {envelope.type} within {timeout_s} s") from None
@@ -882,12 +885,13 @@ class Delivery:
         correlation_id: str | None = None,
         not_before_ns: int = 0,
         state: TaskState | None = None,
+        name: str | None = None,
     ) -> Envelope:
         # Answers share one count: who asks under many names must not make us remember them all.
         counted = (source, destination if correlation_id is None else source)
         self._sequences[counted] += 1
         return Envelope(
-            id=uuid.uuid4().hex,
+            id=name or uuid.uuid4().hex,
             source=source,
             type=codec.type_name(message),
             time_ns=self._clock.utc_ns(),

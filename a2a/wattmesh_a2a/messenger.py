@@ -55,11 +55,15 @@ class Messenger(Protocol):
         timeout_s: float | None = None,
         as_agent: Address | None = None,
         not_before_ns: int = 0,
+        request_id: str | None = None,
+        ask_after: bool = False,
     ) -> Message:
         """Send and wait for the answer, repeating with the same id until it comes.
 
         Retry pauses and ``timeout_s`` are real time; ``expires_ns`` is UTC on the injected clock. A lost answer is
-        covered by the receiver's stored one, so the effect is at most once.
+        covered by the receiver's stored one, so the effect is at most once. With a ``request_id`` of one's own (at most 200
+        characters, never used for anything else) this holds over a restart of the sender too. With ``ask_after`` the receiver is
+        asked on for a day beyond the expiry, so that the answer says whether the message took effect.
 
         Raises:
             ExpiredError: The message expired before an answer came; whether it had an effect is then unknown.

@@ -30,6 +30,7 @@ from wattmesh_cloud.api import create_api
 from wattmesh_cloud.audit import AuditLog
 from wattmesh_cloud.config import CloudConfig
 from wattmesh_cloud.forecasting.service import ForecastingService
+from wattmesh_cloud.grid.measured import measured
 from wattmesh_cloud.grid.service import GridService
 from wattmesh_cloud.ingest import Ingest
 from wattmesh_cloud.lake import Lake
@@ -114,6 +115,8 @@ class Cloud:
             org,
             forecasts=lambda: self.forecasting.latest,
             pay=self.market.settle_flexibility,
+            measurements=lambda: measured(self.live),
+            zone=model.market.tariff.tariff(model.market.time_zone).zone(),
         )
         self.strategy = StrategyService(
             model.market, self.store, messenger, clock, state, org, forecasts=lambda: self.forecasting.latest

@@ -144,8 +144,8 @@ class Transport(MemoryTransport):
 class End:
     """One end over all its lives."""
 
-    def __init__(self, world, address, prepare):
-        self.world, self.address, self.prepare = world, address, prepare
+    def __init__(self, world, address, prepare, ring=RING):
+        self.world, self.address, self.prepare, self.ring = world, address, prepare, ring
         self.disk, self.delivery, self.transport, self.fuse = Disk(), None, None, None
 
     async def start(self, steps):
@@ -155,7 +155,7 @@ class End:
             self.transport,
             self.address,
             self.world.clock,
-            keys=RING,
+            keys=self.ring,
             store=Answers(self.disk, self.fuse),
             outgoing=Outgoing(self.disk, self.fuse),
         )
