@@ -7,10 +7,10 @@ FOLDER is one in which this was done (the override replaces a fork that is not o
     npm pkg set 'overrides.@openp4nr/modbus-serial=npm:modbus-serial@8.0.25'
     npm install --ignore-scripts --omit=optional node-red@4.1.1 node-red-contrib-modbus@5.60.2
 
-Node-RED reads 23 registers of each of nine devices each second (207 values; one Modbus Read node a device), a function makes numbers
-of them, and each second's values go as JSON into a file and, with QoS 1, to the broker. The gateway reads its 242 points of twelve
-devices, those nine among them, decides and writes each second, keeps everything in SQLite until it is acknowledged, and has the reflex
-running. So Node-RED has the smaller task. Both run at the same time on the same machine for the same seconds.
+Node-RED reads 23 registers of each of nine devices each second (207 values; one Modbus Read node a device), a function makes
+numbers of them, and each second's values go as JSON into a file and, with QoS 1, to the broker. The gateway reads its 242 points of
+twelve devices, those nine among them, decides and writes each second, keeps everything in SQLite until it is acknowledged, and has
+the reflex running. So Node-RED has the smaller task. Both run at the same time on the same machine for the same seconds.
 """
 
 import argparse
@@ -75,13 +75,25 @@ class Process:
         self.began_s = self.spent()
 
     def all(self) -> list[psutil.Process]:
+        """It and its children."""
         return [self.root, *self.root.children(recursive=True)]
 
     def spent(self) -> float:
+        """Seconds of processor time so far."""
         return sum(sum(one.cpu_times()[:2]) for one in self.all())
 
     def look(self) -> None:
+        """Keep the most memory that was seen."""
         self.resident = max(self.resident, sum(one.memory_info().rss for one in self.all()) / 1e6)
+
+
+def start_peer(folder: Path, home: Path, log: Path) -> subprocess.Popen:
+    """Node-RED with the flow in `home`."""
+    return subprocess.Popen(
+        ["node", str(folder / "node_modules/node-red/red.js"), "--userDir", str(home), "--port", str(free_ports(1)[0]),
+         "-D", f"nodesDir={folder / 'node_modules'}", "-D", "uiHost=127.0.0.1", str(home / "flows.json")],
+        stdout=log.open("w"), stderr=subprocess.STDOUT, cwd=folder,
+    )  # fmt: skip
 
 
 async def measure(folder: Path, seconds: float) -> list[dict[str, object]]:
@@ -111,11 +123,7 @@ async def measure(folder: Path, seconds: float) -> list[dict[str, object]]:
             home = state / "node-red"
             home.mkdir()
             (home / "flows.json").write_text(json.dumps(flow(devices, broker.url, state / "values.jsonl")))
-            peer = subprocess.Popen(
-                ["node", str(folder / "node_modules/node-red/red.js"), "--userDir", str(home), "--port", str(free_ports(1)[0]),
-                 "-D", f"nodesDir={folder / 'node_modules'}", "-D", "uiHost=127.0.0.1", str(home / "flows.json")],
-                stdout=(state / "logs" / "node-red.txt").open("w"), stderr=subprocess.STDOUT, cwd=folder,
-            )  # fmt: skip
+            peer = start_peer(folder, home, state / "logs" / "node-red.txt")
             try:
                 peer_took = await until(lambda: len(heard) == len(devices), 60)
             except (SystemExit, TimeoutError):
