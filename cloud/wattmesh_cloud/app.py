@@ -25,7 +25,8 @@ from wattmesh_a2a.messages import GatewayStatus, Message
 from wattmesh_a2a.signing import KeyRing, Signer
 from wattmesh_a2a.transports.mqtt import MqttTransport
 
-from wattmesh_cloud.agents.service import StrategyService
+from wattmesh_cloud.agents.looks import Sources
+from wattmesh_cloud.agents.service import AgentsService
 from wattmesh_cloud.api import create_api
 from wattmesh_cloud.audit import AuditLog
 from wattmesh_cloud.config import CloudConfig
@@ -146,10 +147,21 @@ class Cloud:
             measurements=lambda: measured(self.live),
             zone=model.market.tariff.tariff(model.market.time_zone).zone(),
         )
-        self.strategy = StrategyService(
-            model.market, self.store, messenger, clock, state, org, forecasts=lambda: self.forecasting.latest
-        )
         self.live = LiveView()
+        self.audit = AuditLog(state / "audit.log")
+        announcements: dict[str, Mapping[str, Any]] = {}
+        online: set[str] = set()
+        sources = Sources(
+            market_config=model.market,
+            forecasts=lambda: self.forecasting.latest,
+            market=self.market,
+            grid=self.grid,
+            forecasting=self.forecasting,
+            live=self.live,
+            announcements=announcements,
+            online=online,
+        )
+        self.strategy = AgentsService(model.agents, sources, self.store, messenger, clock, state, org, audit=self.audit)
         self.planning = self._planning()
         self.coordination: CoordinationService | None = None
         self.services: tuple[Service, ...] = (
@@ -169,8 +181,9 @@ class Cloud:
             forecasting=self.forecasting,
             grid=self.grid,
             strategy=self.strategy,
+            announcements=announcements,
+            online=online,
         )
-        self.audit = AuditLog(state / "audit.log")
         self.tools = Context(
             store=self.store,
             clock=clock,
@@ -217,7 +230,7 @@ class Cloud:
                 forecasts=lambda: self.forecasting.latest,
                 reasons=self.forecasting.reasons,
                 commitments=self._coming_commitments,
-                strategies=lambda: self.strategy.latest,
+                strategies=lambda: self.strategy.effects.latest,
             ),
         )
 
@@ -330,6 +343,7 @@ class Cloud:
         self._write_report()
         await self.messenger.stop()
         self.market.close()
+        self.strategy.close()
         self.audit.write(self._clock.utc_ns(), "cloud", "process.stop", "done")
         self.audit.close()
         self.dead.close()
