@@ -12,7 +12,7 @@ from typing import Any
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.codec import message_from_json
 from wattmesh_a2a.envelope import CLOUD_UNIT, GRID_AGENT, Address, Envelope
-from wattmesh_a2a.errors import ConfigurationError
+from wattmesh_a2a.errors import ConfigurationError, ConflictError
 from wattmesh_a2a.forecast import Forecast
 from wattmesh_a2a.grid import DemandResponseEvent, FrequencyEvent, FrequencyEventKind, GridEvent, GridStatus
 from wattmesh_a2a.messages import GatewayStatus, IntervalEnergy, Message
@@ -73,7 +73,9 @@ class GridService:
         measurements: Measurements = dict,
         zone: tzinfo = UTC,
     ) -> None:
-        self._config = config
+        self.config = config
+        self.plans_days = True
+        """Whether it plans a day's event by itself; not where an agent does (:meth:`create_event`)."""
         self._store = store
         self._messenger = messenger
         self._clock = clock
@@ -118,7 +120,7 @@ class GridService:
 
     def plan_event(self, area_id: str = FLEET) -> EventPlan | None:
         """What the forecasts suggest for the coming day: the window of the highest import; none where there is no peak."""
-        config = self._config.demand_response
+        config = self.config.demand_response
         sites = set(self.monitor.sites(area_id)) if area_id else None
         forecasts = {site: one for site, one in self._forecasts().items() if sites is None or site in sites}
         earliest = self._clock.utc_ns() + config.notice_s * NS_PER_S
@@ -200,6 +202,22 @@ class GridService:
         }
 
     # -- the grid's state
+
+    def declare(self, status: GridStatus, reason: str) -> None:
+        """Tell everybody a status that an agent or a person has found; sheds nothing (:meth:`declare_emergency` does).
+
+        Raises:
+            ConflictError: An emergency with instructions stands; it ends by its own rules.
+        """
+        if any(not one.drill for one in self.emergency.standing.values()):
+            raise ConflictError("an emergency with instructions stands; it ends by its own rules")
+        if status is not GridStatus.NORMAL:
+            self._disturbed_ns = max(self._disturbed_ns, self._clock.utc_ns())
+        self._set_status(status, reason)
+
+    def quiet_s(self, now_ns: int) -> float | None:
+        """Time since the last disturbance; none where there was none."""
+        return (now_ns - self._disturbed_ns) / NS_PER_S if self._disturbed_ns else None
 
     def on_record(self, site: str, message: Message) -> None:
         """Take frequency events and metered energy as they become durable."""
@@ -296,7 +314,7 @@ class GridService:
                 now = self._clock.utc_ns()
                 if self.status is GridStatus.ALERT and now - self._disturbed_ns > _CALM_NS:
                     self._set_status(GridStatus.NORMAL, "frequency quiet again")
-                if self._config.demand_response.enabled:
+                if self.config.demand_response.enabled and self.plans_days:
                     self._plan_day(now)
                 await self.response.advance(now)
                 await self.emergency.advance(now)
