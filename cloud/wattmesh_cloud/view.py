@@ -11,7 +11,7 @@ from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.codec import message_to_json
 from wattmesh_a2a.messages import GatewayStatus
 
-from wattmesh_cloud.agents.service import StrategyService
+from wattmesh_cloud.agents.service import AgentsService
 from wattmesh_cloud.alarms import AlarmBook
 from wattmesh_cloud.forecasting.service import ForecastingService
 from wattmesh_cloud.grid.service import GridService
@@ -36,7 +36,7 @@ class CloudView:
     market: MarketService
     forecasting: ForecastingService
     grid: GridService
-    strategy: StrategyService
+    strategy: AgentsService
     alarms: AlarmBook = field(default_factory=AlarmBook)
     announcements: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     """Site → its announcement, from the retained cards."""

@@ -17,7 +17,9 @@ from wattmesh_cloud.access.door import Access
 from wattmesh_cloud.access.jobs import Jobs
 from wattmesh_cloud.access.model import Role, Tenants
 from wattmesh_cloud.access.store import AccessStore
-from wattmesh_cloud.agents.service import StrategyService
+from wattmesh_cloud.agents.config import AgentsConfig
+from wattmesh_cloud.agents.looks import Sources
+from wattmesh_cloud.agents.service import AgentsService
 from wattmesh_cloud.api import Services, create_api
 from wattmesh_cloud.audit import AuditLog
 from wattmesh_cloud.forecasting.config import ForecastingConfig
@@ -218,7 +220,7 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def view(store, messenger, clock, make_config, tmp_path):
+def view(store, messenger, clock, make_config, tmp_path, access):
     """A cloud whose services stand and do not run."""
     common = (store, messenger, clock, tmp_path, "demo")
     forecasting = ForecastingService(ForecastingConfig(), *common)
@@ -234,7 +236,12 @@ def view(store, messenger, clock, make_config, tmp_path):
         market=market,
         forecasting=forecasting,
         grid=GridService(GridConfig(), *common, forecasts=lambda: forecasting.latest, pay=pay),
-        strategy=StrategyService(make_config(), *common, forecasts=lambda: forecasting.latest),
+        strategy=AgentsService(
+            AgentsConfig(),
+            Sources(market_config=make_config(), forecasts=lambda: forecasting.latest),
+            *common,
+            audit=access.audit,
+        ),
     )
     market.close()
 
