@@ -190,7 +190,7 @@ class Delivery:
         self._plain = PlainClient(self._send_plain)
         self._stored = 0
         self._said: set[str] = set()
-        self._card: bytes | None = None
+        self._cards: dict[Address, bytes] = {}
         self._online: dict[Address, str] = {}
         self._stopped = False
         for served in self._served:
@@ -252,9 +252,10 @@ class Delivery:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._transport.connected and self._card is not None:
+        if self._transport.connected:
             offline = json.dumps({"status": "offline", "session": self.session}).encode()
-            await self._try_publish(self._topics.discovery(self.address), offline, retain=True)
+            for served in self._cards:
+                await self._try_publish(self._topics.discovery(served), offline, retain=True)
         if self._lanes is not None:
             self._lanes.stop()
         await self._transport.stop()
@@ -262,8 +263,8 @@ class Delivery:
     def _on_connected(self) -> None:
         for waiting in self._waiting.values():
             waiting.wake()
-        if self._card is not None:
-            self._spawn(self._publish_card())
+        if self._cards:
+            self._spawn(self._publish_cards())
 
     def _spawn(self, work: Any) -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
@@ -830,16 +831,25 @@ class Delivery:
                 handler(envelope)
 
     async def announce(self, card: Mapping[str, object]) -> None:
-        """See :class:`wattmesh_a2a.messenger.Messenger`."""
-        requests = [name for served, name in self._handlers if served == self.address]
-        whole = {**standard_card(self.address, requests, __version__), **card}
-        self._card = json.dumps({**whole, "status": "online", "session": self.session}, separators=(",", ":")).encode()
+        """See :class:`wattmesh_a2a.messenger.Messenger`; each further address served here gets a card of its own."""
+        for served in self._served:
+            requests = [name for one, name in self._handlers if one == served]
+            more = card if served == self.address else {"runsIn": str(self.address)}
+            whole = {
+                **standard_card(served, requests, __version__),
+                **more,
+                "status": "online",
+                "session": self.session,
+            }
+            self._cards[served] = json.dumps(whole, separators=(",", ":")).encode()
+            for handler in self._presence_handlers:
+                handler(served, whole)
         if self._transport.connected:
-            await self._publish_card()
+            await self._publish_cards()
 
-    async def _publish_card(self) -> None:
-        if self._card is not None:
-            await self._try_publish(self._topics.discovery(self.address), self._card, retain=True)
+    async def _publish_cards(self) -> None:
+        for served, card in self._cards.items():
+            await self._try_publish(self._topics.discovery(served), card, retain=True)
 
     def on_presence(self, handler: PresenceHandler) -> None:
         """See :class:`wattmesh_a2a.messenger.Messenger`."""
@@ -854,9 +864,9 @@ class Delivery:
             return
         session = str(card.get("session", ""))
         offline = card.get("status") == "offline"
-        if address == self.address:
-            if offline and session != self.session and self._card is not None:
-                self._spawn(self._publish_card())
+        if address in self._served:
+            if offline and session != self.session and self._cards:
+                self._spawn(self._publish_cards())
             return
         if offline and self._online.get(address, session) != session:
             return  # the late will of an earlier session

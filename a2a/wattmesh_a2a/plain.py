@@ -162,9 +162,9 @@ class PlainDesk:
         stored = self._host.stored_answer(key) if resumed is None else None
         if stored is not None:
             return _told_again(listener.rpc_id, task, params, stored)
+        if key in self._paused:  # asked for again, or the very message after which it waits
+            return rpc.response(listener.rpc_id, {"task": self._paused[key][1]})
         if method == "GetTask":
-            if key in self._paused:
-                return rpc.response(listener.rpc_id, {"task": self._paused[key][1]})
             raise rpc.no_such_task(task)
         wanted = rpc.asked(params)
         if wanted is not None and resumed is None:

@@ -14,7 +14,13 @@ SITE, CLOUD = Address("o", "home-1", "gateway"), Address("o", "cloud", "a2a")
 
 
 def says(text, **more):
-    return {"messageId": more.pop("id", "m-1"), "role": "ROLE_USER", "taskId": "t-1", "contextId": "c", "parts": [{"text": text}]}
+    return {
+        "messageId": more.pop("id", "m-1"),
+        "role": "ROLE_USER",
+        "taskId": "t-1",
+        "contextId": "c",
+        "parts": [{"text": text}],
+    }
 
 
 async def agent(task):
@@ -31,7 +37,12 @@ async def agent(task):
     else:
         yield {"statusUpdate": {"status": {"state": "TASK_STATE_WORKING"}}}
         for number in range(int(task.text)):
-            yield {"artifactUpdate": {"artifact": {"artifactId": "a", "parts": [{"text": str(number)}]}, "append": number > 0}}
+            yield {
+                "artifactUpdate": {
+                    "artifact": {"artifactId": "a", "parts": [{"text": str(number)}]},
+                    "append": number > 0,
+                }
+            }
 
 
 @pytest.fixture
@@ -78,6 +89,7 @@ async def test_input_is_asked_for_and_given(pair):
     assert states(results) == ["INPUT_REQUIRED"]
     (task,) = await all_of(cloud, {"id": "t-1"}, "GetTask")
     assert task["task"]["status"]["state"] == INPUT_REQUIRED
+    assert await all_of(cloud, says("ask back")) == [task]  # a repetition of the message is no answer to the question
     results = await all_of(cloud, says("1", id="m-2"))
     assert states(results) == ["WORKING", "COMPLETED"]
 
@@ -153,7 +165,9 @@ async def all_of_client(client):
     return [one async for one in client.ask(SITE, "SendMessage", {"message": says("x")})]
 
 
-@pytest.mark.parametrize("reply", [b"no json", b"[]", b'{"result": 5}', b"{}"], ids=["text", "list", "number", "nothing"])
+@pytest.mark.parametrize(
+    "reply", [b"no json", b"[]", b'{"result": 5}', b"{}"], ids=["text", "list", "number", "nothing"]
+)
 async def test_a_strange_answer_is_a_typed_error(reply):
     async def send(to, payload, correlation):
         client.take(correlation, reply)
