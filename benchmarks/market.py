@@ -520,23 +520,12 @@ async def agents(url: str, people: int, rate: float, seconds: float) -> tuple[li
     return took, len(tasks), len(unanswered)
 
 
-def in_memory(conf: Path) -> str:
-    """Take the demo's saving out of a mosquitto's file: it writes its whole database at every message."""
-    if not conf.exists():
-        return ""
-    lines = [line for line in conf.read_text().splitlines() if not line.startswith(("autosave", "persistence"))]
-    conf.write_text("\n".join([*lines, "persistence false", ""]))
-    return ", saving nothing"
-
-
 async def over_mqtt(people: int, rate: float, seconds: float) -> tuple[list[float], int, int, str]:
     with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
         probe.close()
-        own = provision_broker(Path(folder) / "broker", port)
-        told = own.description + in_memory(Path(folder) / "broker" / "mosquitto.conf")
-        async with own as broker:
+        async with provision_broker(Path(folder) / "broker", port) as broker:
             context = multiprocessing.get_context("spawn")
             stop = context.Event()
             market = context.Process(target=serve, args=(broker.url, folder, people, stop))
@@ -549,7 +538,7 @@ async def over_mqtt(people: int, rate: float, seconds: float) -> tuple[list[floa
                 await asyncio.to_thread(market.join, 10)
                 if market.is_alive():
                     market.kill()
-            return took, count, unanswered, told
+            return took, count, unanswered, broker.description
 
 
 def mqtt() -> Iterator[Row]:

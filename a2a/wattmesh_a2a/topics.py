@@ -13,6 +13,8 @@ from wattmesh_a2a.errors import InvalidMessageError
 
 MAX_SLASHES = 7
 MAX_TOPIC_BYTES = 256
+BASIC_INGEST = "$aws/rules/"
+"""What a topic begins with that goes to one rule and not through AWS IoT Core's broker."""
 MAX_PAYLOAD_BYTES = 100_000
 """Of one publish: under every limit we know of (AWS IoT Core: 128 KB). What is larger travels in parts."""
 MAX_MESSAGE_BYTES = 2_000_000
@@ -32,6 +34,8 @@ class Topics:
 
     prefix: str = "a2a/v1"
     telemetry_prefix: str = "wattmesh/v1"
+    telemetry_rule: str | None = None
+    """The rule of AWS IoT Core that a gateway's batches go to without passing the broker (Basic Ingest)."""
 
     def discovery(self, agent: Address) -> str:
         """Retained agent card; also where the will says that the agent is gone."""
@@ -58,11 +62,14 @@ class Topics:
         return checked(f"{self.prefix}/reply/{agent}/{suffix}")
 
     def telemetry(self, org: str, site_id: str, stream: str) -> str:
-        """Where a gateway publishes its batches."""
-        return checked(f"{self.telemetry_prefix}/telemetry/{org}/{site_id}/{stream}")
+        """Where a gateway publishes its batches. Basic Ingest's ``$aws/rules/RULE/`` counts as no level of the topic."""
+        topic = checked(f"{self.telemetry_prefix}/telemetry/{org}/{site_id}/{stream}")
+        return topic if self.telemetry_rule is None else f"{BASIC_INGEST}{self.telemetry_rule}/{topic}"
 
     def parse_telemetry(self, topic: str) -> tuple[str, str, str]:
         """Org, site and stream of a telemetry topic; raises :class:`InvalidMessageError`."""
+        if topic.startswith(BASIC_INGEST):
+            topic = topic.removeprefix(BASIC_INGEST).partition("/")[2]
         head = f"{self.telemetry_prefix}/telemetry/"
         parts = topic.removeprefix(head).split("/")
         if not topic.startswith(head) or len(parts) != 3:

@@ -10,7 +10,7 @@ import socket
 import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import uvicorn
 from wattmesh_a2a.cards import AgentRegistry
@@ -22,15 +22,17 @@ from wattmesh_a2a.delivery import PEER_REQUESTS_PER_S, Delivery
 from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, INGEST_AGENT, Address, Envelope
 from wattmesh_a2a.errors import ConfigurationError, InvalidMessageError, UnavailableError
 from wattmesh_a2a.grid import GridStatus
-from wattmesh_a2a.messages import GatewayStatus
+from wattmesh_a2a.messages import GatewayStatus, Message
 from wattmesh_a2a.signing import KeyRing, Signer
 from wattmesh_a2a.transports.mqtt import MqttTransport
 
-from wattmesh_cloud.agents.service import StrategyService
+from wattmesh_cloud.agents.looks import Sources
+from wattmesh_cloud.agents.service import AgentsService
 from wattmesh_cloud.api import create_api
 from wattmesh_cloud.audit import AuditLog
 from wattmesh_cloud.config import CloudConfig
 from wattmesh_cloud.forecasting.service import ForecastingService
+from wattmesh_cloud.grid.measured import measured
 from wattmesh_cloud.grid.service import GridService
 from wattmesh_cloud.ingest import Ingest
 from wattmesh_cloud.lake import Lake
@@ -43,6 +45,31 @@ from wattmesh_cloud.store.sqlite import SqliteStore
 from wattmesh_cloud.tools.base import Context
 from wattmesh_cloud.tools.catalogue import MarketActions
 from wattmesh_cloud.view import CloudView
+
+if TYPE_CHECKING:
+    from wattmesh_cloud.planning.coordination import CoordinationService
+    from wattmesh_cloud.planning.service import PlanningService
+
+
+class Service(Protocol):
+    """What every part of the fleet side is."""
+
+    def register(self) -> None:
+        """Say which requests are taken."""
+        ...
+
+    def on_record(self, site: str, message: Message) -> None:
+        """Learn from what a site has recorded."""
+        ...
+
+    async def run(self) -> None:
+        """Work for ever."""
+        ...
+
+    async def finish(self) -> None:
+        """End what is under way."""
+        ...
+
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +108,10 @@ class Cloud:
         self.lake = Lake(state / "lake")
         address = Address(org, CLOUD_UNIT, INGEST_AGENT)
         transport = MqttTransport(model.broker, str(address), ca=model.ca, certificate=model.certificate, key=model.key)
-        self.forecasting_ids = ("market-supervisor", "forecasting", "grid-optimisation", "producer", "consumer")
+        self.forecasting_ids = (
+            "market-supervisor", "forecasting", "grid-optimisation", "producer", "consumer", "planning",
+            "coordination",
+        )  # fmt: skip
         self._signer = _keys(config)
         self.messenger = Delivery(
             transport,
@@ -117,12 +147,34 @@ class Cloud:
             org,
             forecasts=lambda: self.forecasting.latest,
             pay=self.market.settle_flexibility,
+            measurements=lambda: measured(self.live),
+            zone=model.market.tariff.tariff(model.market.time_zone).zone(),
         )
-        self.strategy = StrategyService(
-            model.market, self.store, messenger, clock, state, org, forecasts=lambda: self.forecasting.latest
-        )
-        self.services = (self.market, self.forecasting, self.grid, self.strategy)
         self.live = LiveView()
+        self.audit = AuditLog(state / "audit.log")
+        announcements: dict[str, Mapping[str, Any]] = {}
+        online: set[str] = set()
+        sources = Sources(
+            market_config=model.market,
+            forecasts=lambda: self.forecasting.latest,
+            market=self.market,
+            grid=self.grid,
+            forecasting=self.forecasting,
+            live=self.live,
+            announcements=announcements,
+            online=online,
+        )
+        self.strategy = AgentsService(model.agents, sources, self.store, messenger, clock, state, org, audit=self.audit)
+        self.planning = self._planning()
+        self.coordination: CoordinationService | None = None
+        self.services: tuple[Service, ...] = (
+            self.market,
+            self.forecasting,
+            self.grid,
+            self.strategy,
+            *self.planning,
+            *self._coordination(),
+        )
         self.view = CloudView(
             clock=clock,
             store=self.store,
@@ -133,8 +185,9 @@ class Cloud:
             grid=self.grid,
             strategy=self.strategy,
             registry=self.agents,
+            announcements=announcements,
+            online=online,
         )
-        self.audit = AuditLog(state / "audit.log")
         self.tools = Context(
             store=self.store,
             clock=clock,
@@ -149,13 +202,66 @@ class Cloud:
         self.ingest.on_columns(self.live.on_columns)
         for service in self.services:
             service.register()
-        for handler in (self.market, self.forecasting, self.grid, self.strategy):
-            self.ingest.on_record(handler.on_record)
+        for service in self.services:
+            self.ingest.on_record(service.on_record)
         self.market.guard("grid", self._grid_emergency)
         self.market.guard("forecast", self._old_forecasts)
         self.market.watch_sites(self._site_states)
         self.messenger.on_presence(self._on_presence)
         self.messenger.on_event(GatewayStatus, self._on_status)
+
+    def _planning(self) -> tuple[PlanningService, ...]:
+        """The planner, where the file wants one and its solver is installed; without it gateways plan alone."""
+        model = self._config.model
+        if not model.planning.enabled:
+            return ()
+        try:
+            from wattmesh_cloud.planning.service import PlanningService
+        except ModuleNotFoundError as error:
+            if error.name != "highspy":  # anything else that is missing is a fault of ours and has to be seen
+                raise
+            log.warning("no plans from the cloud: pip install 'wattmesh[optimise]'; gateways plan by themselves")
+            return ()
+        return (
+            PlanningService(
+                model.planning,
+                self.messenger,
+                self._clock,
+                model.org,
+                tariff=model.market.tariff.tariff(model.market.time_zone),
+                live=self.live,
+                announcements=lambda: self.view.announcements,
+                forecasts=lambda: self.forecasting.latest,
+                reasons=self.forecasting.reasons,
+                commitments=self._coming_commitments,
+                strategies=lambda: self.strategy.effects.latest,
+            ),
+        )
+
+    def _coordination(self) -> tuple[CoordinationService, ...]:
+        """The community's agreement, where the file names members."""
+        config = self._config.model.planning.coordination
+        if config is None or not self._config.model.planning.enabled:
+            return ()
+        from wattmesh_cloud.planning.coordination import CoordinationService
+
+        def exchange_w(site: str) -> float | None:
+            live = self.live.sites.get(site)
+            return None if live is None else live.flows.get("grid_w")
+
+        self.coordination = CoordinationService(
+            config, self.messenger, self._clock, self._config.model.org, exchange_w=exchange_w
+        )
+        return (self.coordination,)
+
+    def _coming_commitments(self, site: str, now_ns: int) -> dict[int, int]:
+        """A site's net of every cleared slot that is not over."""
+        engine = self.market.engine
+        return {
+            slot.start_ns: engine.commitment(site, slot.start_ns).net_wh
+            for slot in engine.slots.values()
+            if slot.start_ns + self.market.config.slot_s * NS_PER_S > now_ns and site in slot.told
+        }
 
     def _grid_emergency(self, now_ns: int) -> str | None:
         """The market's guard against trading into a grid that is in trouble."""
@@ -242,6 +348,7 @@ class Cloud:
         self._write_report()
         await self.messenger.stop()
         self.market.close()
+        self.strategy.close()
         self.audit.write(self._clock.utc_ns(), "cloud", "process.stop", "done")
         self.audit.close()
         self.dead.close()
@@ -345,6 +452,8 @@ class Cloud:
             "forecasting": self.forecasting.snapshot(),
             "grid": self.grid.snapshot(),
             "strategy": self.strategy.snapshot(),
+            "planning": self.planning[0].snapshot() if self.planning else {},
+            "coordination": self.coordination.snapshot() if self.coordination is not None else {},
             "lake": self.lake.files(),
             "audit": self.audit.anchor(),
         }

@@ -11,9 +11,11 @@ from wattmesh_a2a.config_file import StrictModel, load_yaml_model, place
 from wattmesh_a2a.errors import ConfigurationError
 from wattmesh_a2a.transports.mqtt import is_loopback, parse_broker_url
 
+from wattmesh_cloud.agents.config import AgentsConfig
 from wattmesh_cloud.forecasting.config import ForecastingConfig
 from wattmesh_cloud.grid.config import GridConfig
 from wattmesh_cloud.market.config import MarketConfig
+from wattmesh_cloud.planning.config import PlanningConfig
 
 
 class HttpModel(StrictModel):
@@ -69,6 +71,8 @@ class CloudModel(StrictModel):
     market: MarketConfig
     forecasting: ForecastingConfig = ForecastingConfig()
     grid: GridConfig = GridConfig()
+    planning: PlanningConfig = PlanningConfig()
+    agents: AgentsConfig = AgentsConfig()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

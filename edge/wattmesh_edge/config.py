@@ -171,6 +171,15 @@ class MessagingModel(StrictModel):
     key: Path | None = None
     crl: Path | None = None
     prefix: str = "a2a/v1"
+    telemetry: Literal["live", "economy"] = Field(
+        default="live",
+        description="economy: batches of a minute, acknowledged together, a status every 10 min; for AWS IoT Core's prices",
+    )
+    telemetry_rule: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9_]{1,128}$",
+        description="AWS IoT Core's rule that batches go to without passing the broker (Basic Ingest)",
+    )
 
 
 class SiteModel(StrictModel):

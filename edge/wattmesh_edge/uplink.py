@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from wattmesh_a2a.delivery import ACKNOWLEDGED
 from wattmesh_a2a.envelope import CLOUD_UNIT, Envelope
@@ -13,11 +14,34 @@ from wattmesh_a2a.messenger import Messenger
 
 from wattmesh_edge.outbox import Outbox
 
-WINDOW = 32
 _AT_ONCE = 8
 """Batches that are read from disk together: reading a whole window would hold up a control cycle."""
-AGAIN_AFTER_S = 5.0
-"""Real seconds without an acknowledgement after which a batch is sent again."""
+_MOST_SAMPLES = 30_000
+"""In one batch: even what hardly compresses (3 bytes a sample) stays below what one message may have."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UplinkProfile:
+    """How often a gateway speaks: soon, or seldom where each message has its price."""
+
+    batch_rows: int = 10
+    """Cycles in a batch."""
+    window: int = 32
+    """Batches that may be unacknowledged."""
+    again_after_s: float = 5.0
+    """Real seconds without an acknowledgement after which a batch is sent again; longer than its receiver takes."""
+    status_s: float = 10.0
+    """Between two status events."""
+
+    def rows(self, columns: int) -> int:
+        """Cycles in a batch of so many columns."""
+        return max(1, min(self.batch_rows, _MOST_SAMPLES // max(1, columns)))
+
+
+LIVE = UplinkProfile()
+ECONOMY = UplinkProfile(batch_rows=60, window=128, again_after_s=1800.0, status_s=600.0)
+"""Batches of a minute at 1 Hz; the receiver acknowledges every twentieth with those before it, every 20 min."""
+PROFILES = {"live": LIVE, "economy": ECONOMY}
 
 
 class Uplink:
@@ -27,11 +51,19 @@ class Uplink:
         outbox: Owns the batches.
         messenger: The way to the cloud.
         now: Real time in seconds, injected by tests.
+        profile: How soon and how much.
     """
 
-    def __init__(self, outbox: Outbox, messenger: Messenger, now: Callable[[], float] | None = None) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        messenger: Messenger,
+        now: Callable[[], float] | None = None,
+        profile: UplinkProfile = LIVE,
+    ) -> None:
         self._outbox = outbox
         self._messenger = messenger
+        self._profile = profile
         self._now = now or asyncio.get_running_loop().time
         self._sent: dict[tuple[str, int], float] = {}
         self.sent = 0
@@ -42,9 +74,9 @@ class Uplink:
     async def pump(self) -> None:
         """Send what fits the window; returns at once when there is nothing to do or no connection."""
         now = self._now()
-        for key in [key for key, at in self._sent.items() if now - at > AGAIN_AFTER_S]:
+        for key in [key for key, at in self._sent.items() if now - at > self._profile.again_after_s]:
             del self._sent[key]
-        room = WINDOW - len(self._sent)
+        room = self._profile.window - len(self._sent)
         if room <= 0:
             return
         for number, batch in enumerate(self._outbox.pending(min(room, _AT_ONCE), skip=frozenset(self._sent))):

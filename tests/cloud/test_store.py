@@ -1,7 +1,14 @@
-"""The contract of the store, on SQLite: once, durable, in order, bounded."""
+"""The contract of the store, on SQLite and on two stand-ins for DynamoDB: once, durable, in order, bounded."""
 
+import itertools
 import math
+import os
+import shutil
+import socket
+import subprocess
+import time
 from array import array
+from pathlib import Path
 
 import pytest
 from wattmesh_a2a.clock import NS_PER_S
@@ -13,11 +20,100 @@ from wattmesh_cloud.store.sqlite import SqliteStore
 T = 1_700_000_000 * NS_PER_S
 
 
-@pytest.fixture(params=["sqlite", "dynamodb"])
+MODULES = Path(os.environ.get("WATTMESH_NODE_PEERS", Path(__file__).parents[2] / ".wattmesh" / "node")) / "node_modules"
+PREFIXES = (f"test{number}-" for number in itertools.count())
+
+
+@pytest.fixture(scope="module")
+def dynalite():
+    """A server of dynalite, which checks requests otherwise than moto does; ended with the module."""
+    program = MODULES / "dynalite" / "cli.js"
+    if not program.is_file() or shutil.which("node") is None:
+        pytest.skip(
+            f"dynalite is not in {MODULES}: npm install dynalite there, or name its folder in WATTMESH_NODE_PEERS"
+        )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        "node",
+        program,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--createTableMs",
+        "0",
+        "--deleteTableMs",
+        "0",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    while True:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        assert process.poll() is None, "dynalite ended at once"
+        assert time.monotonic() < deadline, "dynalite does not listen"
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{port}"
+    process.kill()
+    process.wait()
+
+
+class OneByOne:
+    """A client of dynalite, which has no transactions: their writes one after the other, the conditional one first.
+
+    So dynalite is the second opinion on keys, expressions, types, paging and limits; on all-or-nothing moto alone is.
+    """
+
+    def __init__(self, client):
+        self._client = client
+
+    def __getattr__(self, name):
+        return getattr(self._client, name)
+
+    def transact_write_items(self, TransactItems):
+        from botocore.exceptions import ClientError
+
+        for index, one in enumerate(TransactItems):
+            ((kind, arguments),) = one.items()
+            try:
+                getattr(self._client, {"Put": "put_item", "Update": "update_item"}[kind])(**arguments)
+            except ClientError as error:
+                if error.response["Error"]["Code"] != "ConditionalCheckFailedException":
+                    raise
+                assert index == 0, "a condition after a write: this stand-in cannot take the write back"
+                reasons = [{"Code": "ConditionalCheckFailed"}, *({"Code": "None"} for _ in TransactItems[1:])]
+                answer = {"Error": {"Code": "TransactionCanceledException"}, "CancellationReasons": reasons}
+                raise ClientError(answer, "TransactWriteItems") from error
+
+
+def dynamo_store(client, prefix):
+    from wattmesh_cloud.store.dynamodb import DynamoStore, table_definition
+
+    for table in Table:
+        client.create_table(**table_definition(prefix, table))
+    for table in Table:
+        client.get_waiter("table_exists").wait(TableName=prefix + table, WaiterConfig={"Delay": 1})
+    return DynamoStore(prefix, client=client, writers=1)  # neither is made for threads
+
+
+@pytest.fixture(params=["sqlite", "dynamodb", "dynalite"])
 def store(request, tmp_path, monkeypatch):
-    """The same contract over both."""
+    """The same contract over all."""
     if request.param == "sqlite":
         opened = SqliteStore(tmp_path / "store.sqlite")
+        yield opened
+        opened.close()
+        return
+    if request.param == "dynalite":
+        boto3 = pytest.importorskip("boto3")
+        url = request.getfixturevalue("dynalite")
+        client = boto3.client(
+            "dynamodb", region_name="eu-central-1", endpoint_url=url, aws_access_key_id="x", aws_secret_access_key="x"
+        )
+        opened = dynamo_store(OneByOne(client), next(PREFIXES))
         yield opened
         opened.close()
         return
@@ -27,12 +123,8 @@ def store(request, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
     with moto.mock_aws():
         import boto3
-        from wattmesh_cloud.store.dynamodb import DynamoStore, table_definition
 
-        client = boto3.client("dynamodb", region_name="eu-central-1")
-        for table in Table:
-            client.create_table(**table_definition("test-", table))
-        opened = DynamoStore("test-", client=client, writers=1)  # moto is not made for threads
+        opened = dynamo_store(boto3.client("dynamodb", region_name="eu-central-1"), "test-")
         yield opened
         opened.close()
 
@@ -105,6 +197,15 @@ def test_what_was_written_is_there_for_the_next_process(tmp_path):
     assert again.samples("home-1", ["meter.active_power_w"], T, T + 1)[0].values.tolist() == [5.0]
     again.close()
     first.close()
+
+
+def test_which_sequences_of_a_run_are_held(store):
+    store.append([columns(n, [n], [1.0]) for n in (0, 1, 4, 9_998, 9_999, 10_000, 10_003)], {})
+    assert store.held("home-1", "points", 0, 5) == [0, 1, 4]
+    assert store.held("home-1", "points", 1, 4) == [1, 4]
+    assert store.held("home-1", "points", 9_999, 10_003) == [9_999, 10_000, 10_003]
+    assert store.held("home-1", "records", 0, 5) == []
+    assert store.held("home-2", "points", 0, 5) == []
 
 
 def test_rows_are_replaced_by_identity_and_come_in_order(store):

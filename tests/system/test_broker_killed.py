@@ -14,9 +14,8 @@ from wattmesh_a2a.signing import KeyRing
 from wattmesh_a2a.transports.mqtt import MqttTransport
 from wattmesh_cloud.ingest import Ingest, IngestLimits
 from wattmesh_cloud.store.sqlite import SqliteStore
-from wattmesh_edge import uplink as uplink_module
 from wattmesh_edge.outbox import Outbox
-from wattmesh_edge.uplink import Uplink
+from wattmesh_edge.uplink import Uplink, UplinkProfile
 
 pytestmark = [pytest.mark.system]
 KEY = b"k" * 32
@@ -42,8 +41,7 @@ def quick(transport):
         pytest.param(205, marks=[pytest.mark.long, pytest.mark.timeout(900)]),
     ],
 )
-async def test_the_broker_is_killed(tmp_path, monkeypatch, kills):
-    monkeypatch.setattr(uplink_module, "AGAIN_AFTER_S", 0.5)
+async def test_the_broker_is_killed(tmp_path, kills):
     rng, clock = random.Random(kills), SystemClock()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -57,7 +55,7 @@ async def test_the_broker_is_killed(tmp_path, monkeypatch, kills):
         ingest.register()
         site = Delivery(quick(MqttTransport(broker.url, str(there))), there, clock, keys=keys)
         outbox = Outbox(tmp_path / "outbox", "home-1", "s", ["meter.active_power_w"], batch_rows=2)
-        uplink = Uplink(outbox, site)
+        uplink = Uplink(outbox, site, profile=UplinkProfile(again_after_s=0.5))
         await cloud.start()
         await site.start()
         running = asyncio.create_task(ingest.run())

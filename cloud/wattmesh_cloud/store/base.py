@@ -142,6 +142,10 @@ class Store(Protocol):
         """Ranges (first, last) of sequences that are missing between stored ones, oldest first, at most 1000."""
         ...
 
+    def held(self, site_id: str, stream: str, first: int, last: int) -> list[int]:
+        """Which sequences of a run (both ends with it) are stored, in order, at most 1000."""
+        ...
+
     def maintain(self, now_ns: int) -> None:
         """Roll up closed hours and forget what the retention says; what a late batch has touched is done again.
 

@@ -291,6 +291,19 @@ class DynamoStore:
                 before = sequence
         return gaps[:1000]
 
+    def held(self, site_id: str, stream: str, first: int, last: int) -> list[int]:
+        """See :class:`wattmesh_cloud.store.base.Store`; only as far back as frames are kept."""
+        found: list[int] = []
+        for run in range(max(0, first) // _RUN, min(last, first + _RUN) // _RUN + 1):
+            rows = self._query(
+                Table.ENERGY_METRICS,
+                f"f|{site_id}|{stream}|{run:015d}",
+                between=(f"{max(0, first):020d}", f"{last:020d}"),
+                keys_only=True,
+            )
+            found += [int(row["sk"]["S"]) for row in rows]
+        return found[:1000]
+
     # -- the lake, and time
 
     def days_due(self, before_ns: int) -> list[tuple[str, int, int]]:

@@ -13,6 +13,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -264,6 +265,17 @@ class SqliteStore:
     def gaps(self, site_id: str, stream: str) -> list[tuple[int, int]]:
         """See :class:`wattmesh_cloud.store.base.Store`."""
         return self._connection().execute(_GAPS, (site_id, stream)).fetchall()
+
+    def held(self, site_id: str, stream: str, first: int, last: int) -> list[int]:
+        """See :class:`wattmesh_cloud.store.base.Store`."""
+        runs = self._connection().execute(
+            "SELECT sequence, sequence FROM batches WHERE site = ?1 AND stream = ?2 AND sequence BETWEEN ?3 AND ?4"
+            " UNION ALL SELECT first, last FROM forgotten WHERE site = ?1 AND stream = ?2 AND last >= ?3 AND first <= ?4"
+            " ORDER BY 1 LIMIT 1000",
+            (site_id, stream, first, last),
+        )
+        spans = (range(max(low, first), min(high, last) + 1) for low, high in runs)
+        return list(islice(chain.from_iterable(spans), 1000))
 
     # -- rolling up and forgetting
 

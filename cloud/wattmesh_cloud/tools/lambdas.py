@@ -33,14 +33,14 @@ from wattmesh_a2a.topics import MAX_PAYLOAD_BYTES, Topics
 from wattmesh_cloud.audit import AuditLog
 from wattmesh_cloud.frames import Samples, decode_frame
 from wattmesh_cloud.ingest import IngestLimits, items_of
-from wattmesh_cloud.store.base import Derived, FrameRow, Item, JsonValue, Table
+from wattmesh_cloud.store.base import Derived, FrameRow, Item, JsonValue, Store, Table
 from wattmesh_cloud.tools.base import Caller, Context, error_code
 from wattmesh_cloud.tools.catalogue import CATALOGUE, tool
 
 log = logging.getLogger(__name__)
 
 _TOOL_NAME = "bedrockAgentCoreToolName"
-_RULES = "$aws/rules/"
+_ACK_SEQUENCES = 500
 _MOST_ANSWER_BYTES = 5_000_000
 """Below Lambda's 6 MB."""
 
@@ -180,25 +180,43 @@ def telemetry(event: Mapping[str, Any], runtime: object) -> dict[str, Any]:
         except (InvalidMessageError, KeyError, TypeError, ValueError) as error:
             log.warning("%s", json.dumps({"refused": str(error)[:300], "message": record["messageId"]}))
             failures.append(record["messageId"])
-    done: dict[tuple[str, str], list[int]] = defaultdict(list)
+    done: dict[tuple[str, str], dict[int, bool]] = defaultdict(dict)
     store = context().store
     for name, row, derived in frames:
         try:
-            store.append_frames([(row, derived)])
-            done[row[0], row[1]].append(row[2])
+            (new,) = store.append_frames([(row, derived)])
+            done[row[0], row[1]][row[2]] = new
         except (WattmeshError, ValueError) as error:
             log.warning("%s", json.dumps({"not_stored": str(error)[:300], "message": name}))
             failures.append(name)
-    for (site, stream), sequences in done.items():
-        _acknowledge(site, stream, tuple(sequences), now_ns)
+    every = int(os.environ.get("WATTMESH_ACK_EVERY", "1"))
+    for (site, stream), taken in done.items():
+        for sequences in _due(store, site, stream, taken, every):
+            _acknowledge(site, stream, sequences, now_ns)
     return {"batchItemFailures": [{"itemIdentifier": name} for name in failures]}
+
+
+def _due(store: Store, site: str, stream: str, taken: Mapping[int, bool], every: int) -> list[tuple[int, ...]]:
+    """What to acknowledge now of the sequences taken (whether each was new).
+
+    An acknowledgement costs as much as many batches by Basic Ingest, so one stands for ``every`` of them: each
+    ``every``-th sequence acknowledges what is stored around it, whatever function took that. One that comes again says that
+    its acknowledgement is missing.
+    """
+    if every <= 1:
+        return [tuple(taken)]
+    around: set[int] = set()
+    for sequence, new in taken.items():
+        if not new or sequence % every == every - 1:
+            first, last = max(0, sequence - 2 * every + 1), sequence + every - 1
+            around.update(store.held(site, stream, first, last))
+    found = sorted(around)
+    return [tuple(found[at : at + _ACK_SEQUENCES]) for at in range(0, len(found), _ACK_SEQUENCES)]
 
 
 def _checked(body: str, now_ns: int) -> tuple[FrameRow, Derived]:
     message = json.loads(body)
     topic = str(message["topic"])
-    if topic.startswith(_RULES):  # Basic Ingest: the rule's name stands in front
-        topic = topic.removeprefix(_RULES).partition("/")[2]
     _, site, stream = Topics().parse_telemetry(topic)
     frame = base64.b64decode(str(message["frame"]), validate=True)
     if len(frame) > MAX_PAYLOAD_BYTES:
