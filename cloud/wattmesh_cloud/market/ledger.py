@@ -58,10 +58,11 @@ class Ledger:
             self._book(id_, payee, payer, -units, reason)
 
     def _book(self, id_: str, debit: str, credit: str, units: int, reason: str) -> None:
-        self.balances[debit] -= units
-        self.balances[credit] += units
-        self.paid[debit, reason] -= units
-        self.paid[credit, reason] += units
+        balances, paid = self.balances, self.paid
+        balances[debit] -= units
+        balances[credit] += units
+        paid[debit, reason] -= units
+        paid[credit, reason] += units
         self.count += 1
         line = f"{id_}|{debit}|{credit}|{units}|{reason}\n"
         self._digest = hashlib.sha256(self._digest + line.encode()).digest()

@@ -50,20 +50,18 @@ class Replica:
         self.rules: dict[str, Any] | None = None
         self.count = 0
 
-    def apply(self, entry: Mapping[str, Any], message: Message | None = None) -> Any:
-        """Let an entry take effect; its output, where it has one.
-
-        Args:
-            entry: As it stands in the journal.
-            message: The entry's message when the caller has it decoded.
-        """
-        self.count += 1
+    def apply(self, entry: Mapping[str, Any]) -> Any:
+        """Let an entry take effect, as it stands in the journal; its output, where it has one."""
         what = entry["what"]
         if what in _ORDERS:
-            if message is None:
-                message = message_from_json(_ORDERS[what], entry["batch"])
-            return self._order(message, entry["now"])
+            return self.apply_message(message_from_json(_ORDERS[what], entry["batch"]), entry["now"])
+        self.count += 1
         return self._other(what, entry)
+
+    def apply_message(self, message: Message, now: int) -> list[OrderResult]:
+        """As :meth:`apply`, of an order's entry whose message the caller has."""
+        self.count += 1
+        return self._order(message, now)
 
     def _order(self, message: Message, now: int) -> list[OrderResult]:
         engine = self.engine

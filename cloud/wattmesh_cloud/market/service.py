@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.codec import message_from_json, message_to_bytes
@@ -69,7 +69,7 @@ def _short(commitment: Commitment, trades: int = _MOST_TRADES) -> Commitment:
 
 def _answer(results: Sequence[OrderResult]) -> OrderResults:
     """Results that fit a message: where an order swept the book, how much it traded without every trade."""
-    if sum(len(one.trades) for one in results) > _MOST_TRADES:
+    if sum([len(one.trades) for one in results]) > _MOST_TRADES:
         results = [
             replace(one, trades=(), detail=f"{len(one.trades)} trades") if one.trades else one for one in results
         ]
@@ -104,6 +104,7 @@ class MarketService:
         self._sites_due_ns = 0
         self._guards: dict[str, Guard] = {}
         self._watch: SiteWatch | None = None
+        self._gateways: dict[str, Address] = {}
         self._executed: list[tuple[str, Trade]] = []
         self._telling = False
         self._journal = Journal(state / f"market-{config.area}.journal")
@@ -150,7 +151,7 @@ class MarketService:
     async def _commit_message(self, what: str, message: Message, now: int) -> list[OrderResult]:
         body = b'{"what":"%s","now":%d,"batch":%s}' % (what.encode(), now, message_to_bytes(message))
         await self._journal.append_body(body)
-        results: list[OrderResult] = self._replica.apply({"what": what, "now": now}, message)
+        results = self._replica.apply_message(message, now)
         if self._executed and not self._telling:
             self._telling = True  # once for all that a group of the journal brings
             asyncio.get_running_loop().call_soon(self._tell_executions)
@@ -173,7 +174,8 @@ class MarketService:
     async def _on_orders(self, envelope: Envelope) -> Message:
         batch = envelope.data
         assert isinstance(batch, OrderBatch)
-        await self._authorised(envelope, batch.participant_id)
+        if envelope.source.unit != batch.participant_id:
+            await self._unauthorised(envelope, batch.participant_id)
         results = await self._commit_message("orders", batch, self._clock.utc_ns())
         return OrderBatchResult(slot_start_ns=batch.slot_start_ns, results=tuple(results))
 
@@ -185,25 +187,26 @@ class MarketService:
     async def _on_place(self, envelope: Envelope) -> Message:
         message = envelope.data
         assert isinstance(message, OrderPlace)
-        await self._authorised(envelope, message.participant_id)
+        if envelope.source.unit != message.participant_id:
+            await self._unauthorised(envelope, message.participant_id)
         return _answer(await self._commit_message("place", message, self._clock.utc_ns()))
 
     async def _on_amend(self, envelope: Envelope) -> Message:
         message = envelope.data
         assert isinstance(message, OrderAmend)
-        await self._authorised(envelope, message.participant_id)
+        if envelope.source.unit != message.participant_id:
+            await self._unauthorised(envelope, message.participant_id)
         return _answer(await self._commit_message("amend", message, self._clock.utc_ns()))
 
     async def _on_cancel(self, envelope: Envelope) -> Message:
         message = envelope.data
         assert isinstance(message, OrderCancel)
-        await self._authorised(envelope, message.participant_id)
+        if envelope.source.unit != message.participant_id:
+            await self._unauthorised(envelope, message.participant_id)
         return _answer(await self._commit_message("cancel", message, self._clock.utc_ns()))
 
-    async def _authorised(self, envelope: Envelope, participant: str) -> None:
+    async def _unauthorised(self, envelope: Envelope, participant: str) -> NoReturn:
         """Only a participant's own unit orders for it; whoever else tries is refused, and the journal says so."""
-        if envelope.source.unit == participant:
-            return
         await self._commit(
             {
                 "what": "refused",
@@ -227,7 +230,7 @@ class MarketService:
                 self._spawn(self._send(name, message, min(trade.slot_start_ns for trade in part)))
 
     async def _send(self, name: str, message: Message, expires_ns: int) -> bool:
-        to = Address(self._org, name, GATEWAY_AGENT)
+        to = self._gateways.get(name) or self._gateways.setdefault(name, Address(self._org, name, GATEWAY_AGENT))
         try:
             await self._messenger.request(to, message, expires_ns=expires_ns, as_agent=self.address)
         except WattmeshError as error:
