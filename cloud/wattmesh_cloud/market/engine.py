@@ -451,6 +451,63 @@ class MarketEngine:
             self._watch(slot, made[-1].price_ticks, now_ns)
         return tuple(made)
 
+    def _book_closing(self, slot: Slot, before: int, now_ns: int) -> None:
+        """As :meth:`_book_trades`, for the many trades with which a product closes: sums are made once, nobody is told of each."""
+        assert slot.book is not None
+        area, start, live, positions = self.config.area, slot.start_ns, slot.live, slot.positions
+        head, count, welfare = f"{area}-{start // NS}-", len(slot.trades), 0
+        made: list[Trade] = []
+        bookings: list[tuple[str, str, str, int]] = []
+        for one, other, price, quantity in slot.book.fills(before):
+            buy, sell = live[one], live[other]
+            if not buy.buys:
+                buy, sell = sell, buy
+            bought, sold = buy.placed, sell.placed
+            buyer, seller = bought.participant_id, sold.participant_id
+            count += 1
+            name = f"{head}{count}"
+            made.append(
+                Trade(
+                    id=name,
+                    area_id=area,
+                    slot_start_ns=start,
+                    buyer_id=buyer,
+                    seller_id=seller,
+                    quantity_wh=quantity,
+                    price_ticks=price,
+                    buy_order_id=bought.client_order_id,
+                    sell_order_id=sold.client_order_id,
+                )
+            )
+            bookings.append((name, buyer, seller, quantity * price))
+            buy.filled_wh += quantity
+            sell.filled_wh += quantity
+            positions[buyer].bought += quantity
+            positions[seller].sold += quantity
+            top = price if buy.order.kind is _MARKET else buy.limit_ticks
+            welfare += quantity * (top - (price if sell.order.kind is _MARKET else sell.limit_ticks))
+        slot.welfare_units += welfare
+        for trade in made:
+            slot.trade(trade, now_ns)
+            self.trades[trade.id] = trade
+        self.ledger.trades(bookings)
+
+    def _expire_all(self, slot: Slot) -> None:
+        """Nothing is open any more: what was, is filled or has expired."""
+        exposure = self.risk.exposure
+        for name, own in slot.own.items():
+            released = 0
+            for entry in own.values():
+                released += entry.open_wh * entry.cost_ticks
+                entry.status = _FILLED if entry.filled_wh == entry.order.quantity_wh else OrderStatus.EXPIRED
+                entry.open_wh = 0
+            own.clear()
+            if released:
+                exposure[name] -= released
+        slot.live.clear()
+        for position in slot.positions.values():
+            position.open_buy = position.open_sell = 0
+
     def _watch(self, slot: Slot, price: int, now_ns: int) -> None:
         """Halt a product whose last price is too far from that of the window's first trade."""
         assert self._halt_move is not None
@@ -530,9 +587,8 @@ class MarketEngine:
         before = book.fill_count
         price = mechanism.close(book) if mechanism is not None else None
         if book.fill_count > before:
-            self._book_trades(slot, before, slot.start_ns - self._close_ns)
-        for entry in list(slot.live.values()):
-            self._release(slot, entry, OrderStatus.EXPIRED)
+            self._book_closing(slot, before, slot.start_ns - self._close_ns)
+        self._expire_all(slot)
         slot.told = tuple(sorted(people)) if phase is Phase.CLOSED or slot.trades else ()
         slot.offered = (
             len(orders),
