@@ -578,7 +578,7 @@ def auction() -> Iterator[Row]:
 
 
 def closures(rows: list[tuple[int, int, int, int]]) -> Iterator[Row]:
-    """The gate of a product closes in an engine: the auction in its book, and all with trades, ledger, positions and commitments."""
+    """The gate of a product closes in an engine: the auction in its book alone, and all with trades, ledger and commitments."""
     alone, whole, trades = [], [], 0
     for _ in range(3):
         engine, slot = MarketEngine(area(1000, "call")), 2_000_000 * SLOT

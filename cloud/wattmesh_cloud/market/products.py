@@ -48,7 +48,7 @@ class Entry:
     def __post_init__(self) -> None:
         buys = self.buys = self.order.side is _BUY
         worst = self.limit_ticks if buys else -self.limit_ticks
-        self.cost_ticks = worst if worst > 0 else 0
+        self.cost_ticks = max(0, worst)
 
     def price_at(self, limit_ticks: int) -> None:
         """Take another price."""
