@@ -18,6 +18,8 @@ from wattmesh_a2a.grid import (
     DemandResponseOffer,
     FrequencyEvent,
     GridEvent,
+    GridInstruction,
+    GridInstructionResult,
 )
 from wattmesh_a2a.market import Order, OrderStatus, RejectReason, Trade
 
@@ -411,6 +413,8 @@ Message = (
     | DemandResponseDispatch
     | FrequencyEvent
     | GridEvent
+    | GridInstruction
+    | GridInstructionResult
     | Alarm
     | Decision
     | Acknowledged
@@ -447,6 +451,8 @@ MESSAGE_TYPES: dict[str, type[Message]] = {
     "wattmesh.dr.dispatch.v1": DemandResponseDispatch,
     "wattmesh.frequency.event.v1": FrequencyEvent,
     "wattmesh.grid.event.v1": GridEvent,
+    "wattmesh.grid.instruction.v1": GridInstruction,
+    "wattmesh.grid.instruction.result.v1": GridInstructionResult,
     "wattmesh.alarm.v1": Alarm,
     "wattmesh.decision.v1": Decision,
     "wattmesh.acknowledged.v1": Acknowledged,
@@ -472,6 +478,8 @@ SIGNED_TYPES: frozenset[type[Message]] = frozenset(
         ConfigurationChange,
         DemandResponseDispatch,
         DemandResponseOffer,
+        GridInstruction,
+        GridInstructionResult,
         TelemetryAck,
         Revoke,
     }

@@ -25,11 +25,13 @@ from wattmesh_a2a.messages import GatewayStatus
 from wattmesh_a2a.signing import KeyRing, Signer
 from wattmesh_a2a.transports.mqtt import MqttTransport
 
-from wattmesh_cloud.agents.service import StrategyService
+from wattmesh_cloud.agents.looks import Sources
+from wattmesh_cloud.agents.service import AgentsService
 from wattmesh_cloud.api import create_api
 from wattmesh_cloud.audit import AuditLog
 from wattmesh_cloud.config import CloudConfig
 from wattmesh_cloud.forecasting.service import ForecastingService
+from wattmesh_cloud.grid.measured import measured
 from wattmesh_cloud.grid.service import GridService
 from wattmesh_cloud.ingest import Ingest
 from wattmesh_cloud.lake import Lake
@@ -114,12 +116,25 @@ class Cloud:
             org,
             forecasts=lambda: self.forecasting.latest,
             pay=self.market.settle_flexibility,
+            measurements=lambda: measured(self.live),
+            zone=model.market.tariff.tariff(model.market.time_zone).zone(),
         )
-        self.strategy = StrategyService(
-            model.market, self.store, messenger, clock, state, org, forecasts=lambda: self.forecasting.latest
-        )
-        self.services = (self.market, self.forecasting, self.grid, self.strategy)
         self.live = LiveView()
+        self.audit = AuditLog(state / "audit.log")
+        announcements: dict[str, Mapping[str, Any]] = {}
+        online: set[str] = set()
+        sources = Sources(
+            market_config=model.market,
+            forecasts=lambda: self.forecasting.latest,
+            market=self.market,
+            grid=self.grid,
+            forecasting=self.forecasting,
+            live=self.live,
+            announcements=announcements,
+            online=online,
+        )
+        self.strategy = AgentsService(model.agents, sources, self.store, messenger, clock, state, org, audit=self.audit)
+        self.services = (self.market, self.forecasting, self.grid, self.strategy)
         self.view = CloudView(
             clock=clock,
             store=self.store,
@@ -129,8 +144,9 @@ class Cloud:
             forecasting=self.forecasting,
             grid=self.grid,
             strategy=self.strategy,
+            announcements=announcements,
+            online=online,
         )
-        self.audit = AuditLog(state / "audit.log")
         self.tools = Context(
             store=self.store,
             clock=clock,
@@ -237,6 +253,7 @@ class Cloud:
         self._write_report()
         await self.messenger.stop()
         self.market.close()
+        self.strategy.close()
         self.audit.write(self._clock.utc_ns(), "cloud", "process.stop", "done")
         self.audit.close()
         self.dead.close()

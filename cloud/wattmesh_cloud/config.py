@@ -11,6 +11,7 @@ from wattmesh_a2a.config_file import StrictModel, load_yaml_model, place
 from wattmesh_a2a.errors import ConfigurationError
 from wattmesh_a2a.transports.mqtt import is_loopback, parse_broker_url
 
+from wattmesh_cloud.agents.config import AgentsConfig
 from wattmesh_cloud.forecasting.config import ForecastingConfig
 from wattmesh_cloud.grid.config import GridConfig
 from wattmesh_cloud.market.config import MarketConfig
@@ -50,6 +51,7 @@ class CloudModel(StrictModel):
     market: MarketConfig
     forecasting: ForecastingConfig = ForecastingConfig()
     grid: GridConfig = GridConfig()
+    agents: AgentsConfig = AgentsConfig()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from wattmesh_a2a.clock import Clock
 from wattmesh_a2a.codec import message_to_json
 from wattmesh_a2a.messages import GatewayStatus
 
-from wattmesh_cloud.agents.service import StrategyService
+from wattmesh_cloud.agents.service import AgentsService
 from wattmesh_cloud.forecasting.service import ForecastingService
 from wattmesh_cloud.grid.service import GridService
 from wattmesh_cloud.ingest import Ingest
@@ -32,7 +32,7 @@ class CloudView:
     market: MarketService
     forecasting: ForecastingService
     grid: GridService
-    strategy: StrategyService
+    strategy: AgentsService
     announcements: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     """Site → its announcement, from the retained cards."""
     online: set[str] = field(default_factory=set)

@@ -7,8 +7,11 @@ import httpx
 import pytest
 from wattmesh_a2a.clock import NS_PER_S
 from wattmesh_a2a.telemetry import ColumnBatch
-from wattmesh_cloud.agents.service import StrategyService
+from wattmesh_cloud.agents.config import AgentsConfig
+from wattmesh_cloud.agents.looks import Sources
+from wattmesh_cloud.agents.service import AgentsService
 from wattmesh_cloud.api import create_api
+from wattmesh_cloud.audit import AuditLog
 from wattmesh_cloud.forecasting.config import ForecastingConfig
 from wattmesh_cloud.forecasting.service import ForecastingService
 from wattmesh_cloud.grid.config import GridConfig
@@ -38,7 +41,12 @@ def view(store, messenger, clock, make_config, tmp_path):
         market=MarketService(make_config(), *common),
         forecasting=forecasting,
         grid=GridService(GridConfig(), *common, forecasts=lambda: forecasting.latest, pay=pay),
-        strategy=StrategyService(make_config(), *common, forecasts=lambda: forecasting.latest),
+        strategy=AgentsService(
+            AgentsConfig(),
+            Sources(market_config=make_config(), forecasts=lambda: forecasting.latest),
+            *common,
+            audit=AuditLog(tmp_path / "audit.log"),
+        ),
     )
 
 

@@ -422,13 +422,13 @@ class MarketService:
         if await self._commit(entry) and slot_ns is not None:
             await asyncio.to_thread(self._store_settlements, slot_ns - slot_ns % self._slot_ns)
 
-    async def halt(self, reason: str) -> None:
-        """Take no orders until :meth:`resume`."""
-        await self._commit({"what": "halt", "reason": reason})
+    async def halt(self, reason: str, cause: str | None = None) -> None:
+        """Take no orders until :meth:`resume` of the same cause; the operator's where none is given."""
+        await self._commit({"what": "halt", "reason": reason} | ({"cause": cause} if cause is not None else {}))
 
-    async def resume(self) -> None:
+    async def resume(self, cause: str | None = None) -> None:
         """Take orders again, unless another cause halts the market."""
-        await self._commit({"what": "resume"})
+        await self._commit({"what": "resume"} | ({"cause": cause} if cause is not None else {}))
 
     async def suspend(self, participant: str, reason: str) -> int:
         """Switch a participant off and withdraw its open orders; how many."""

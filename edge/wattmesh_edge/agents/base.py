@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from wattmesh_a2a.clock import NS_PER_S
@@ -42,6 +42,8 @@ class Outlook:
     tariff: Tariff
     storage: Storage
     trade: bool
+    capacity_wh: Mapping[str, float] = field(default_factory=dict)
+    """Of each battery that is steered; empty: all count alike."""
     forecasts: dict[str, Forecast] = field(default_factory=dict)
     """Newest of each quantity from the cloud."""
     profile: dict[int, tuple[float, float]] = field(default_factory=dict)
@@ -49,6 +51,8 @@ class Outlook:
     rules: MarketRules | None = None
     commitments: dict[int, Commitment] = field(default_factory=dict)
     """By start of slot."""
+    traded: dict[int, dict[str, int]] = field(default_factory=dict)
+    """Own trades that were told before their slot's commitment: start of slot → id → Wh, bought positive."""
     dispatches: dict[str, DemandResponseDispatch] = field(default_factory=dict)
     strategy: Strategy | None = None
     value: ValueOfStorage | None = None
@@ -111,6 +115,23 @@ class Outlook:
         self.value = value_of_storage(self.storage, self.net_wh, prices, feed_in, start_ns=start, slot_s=SLOT_S)
         self.grid_wh = tuple(expected_grid_wh(self.storage, self.value, stored_wh, self.net_wh, prices, feed_in))
 
+    def stored_wh(self, image: SiteImage) -> float | None:
+        """Energy in all batteries, each by its capacity; 0 at a site without any, none when a state of charge is unknown."""
+        states = {name: battery.soc_percent for name, battery in image.batteries.items()}
+        if self.capacity_wh:
+            states = {name: states.get(name) for name in self.capacity_wh}
+        weights = [self.capacity_wh.get(name, 1.0) for name in states]
+        known = [soc for soc in states.values() if soc is not None]
+        if len(known) != len(states):
+            return None
+        mean = sum(soc * weight for soc, weight in zip(known, weights, strict=True)) / (sum(weights) or 1.0)
+        return mean / 100 * self.storage.energy_wh if states else 0.0
+
+    def position_wh(self, slot_ns: int) -> int:
+        """Energy bought (positive) or sold for a slot: its commitment, or what was told of its trades so far."""
+        commitment = self.commitments.get(slot_ns)
+        return commitment.net_wh if commitment is not None else sum(self.traded.get(slot_ns, {}).values())
+
     def charge_level_w(self, now_ns: int, stored_wh: float) -> float | None:
         """Grid power up to which the battery may be charged from the grid now; none without a plan."""
         if self.value is None:
@@ -120,6 +141,7 @@ class Outlook:
     def forget_before(self, now_ns: int) -> None:
         """Drop what is over."""
         self.commitments = {s: c for s, c in self.commitments.items() if s + 2 * SLOT_NS > now_ns}
+        self.traded = {slot: trades for slot, trades in self.traded.items() if slot + 2 * SLOT_NS > now_ns}
         self.dispatches = {i: d for i, d in self.dispatches.items() if d.end_ns > now_ns}
         if self.strategy is not None and self.strategy.expires_ns <= now_ns:
             self.strategy = None
@@ -187,21 +209,21 @@ class SiteAgent(ABC):
 
     def _battery(self, image: SiteImage, traded_wh: float) -> list[Proposal]:
         """The battery policy around what was bought or sold for this slot."""
-        rest, stored = image.rest_power_w, stored_energy_wh(image, self.outlook.storage)
-        if rest is None or stored is None:
-            return []
+        rest, stored = image.rest_power_w, self.outlook.stored_wh(image)
+        if rest is None or stored is None or not image.batteries:
+            return []  # without a battery nothing here can be moved, and loads that can wait have their own agent
         rest += sum(
             power for power in image.loads.values() if power is not None
         )  # a battery may cover these as any other
         outlook, now = self.outlook, image.time_ns
         slot = slot_start_ns(now, SLOT_S)
-        commitment = outlook.commitments.get(slot)
+        position_wh = outlook.position_wh(slot)
         committed_w = 0.0
         priority, source = Priority.PLAN, f"{self.name}:{outlook.source}"
-        if commitment is not None and commitment.net_wh:
+        if position_wh:
             # What is still to be delivered, over the time that is left (not below a minute: no jolt at the end).
             left_h = max(slot + SLOT_NS - now, 60 * NS_PER_S) / 3.6e12
-            committed_w = (commitment.net_wh - traded_wh) / left_h
+            committed_w = (position_wh - traded_wh) / left_h
             priority, source = Priority.MARKET_COMMITMENT, f"{self.name}:market"
         slope = outlook.value.slope_ticks(now, stored) if outlook.value is not None else None
         price, feed_in = outlook.tariff.import_price_ticks(now), outlook.tariff.feed_in_ticks()
@@ -249,12 +271,3 @@ class SiteAgent(ABC):
             slot_start_ns=slot_ns,
             **terms,  # type: ignore[arg-type]  # side, quantity and price, by the two callers
         )
-
-
-def stored_energy_wh(image: SiteImage, storage: Storage) -> float | None:
-    """Energy in all batteries, taking them as one; none when a state of charge is unknown."""
-    states = [battery.soc_percent for battery in image.batteries.values()]
-    known = [soc for soc in states if soc is not None]
-    if not known or len(known) != len(states):
-        return None
-    return sum(known) / len(known) / 100 * storage.energy_wh
