@@ -65,9 +65,9 @@ class Replica:
 
     def _order(self, message: Message, now: int) -> list[OrderResult]:
         engine = self.engine
-        if isinstance(message, (OrderAmend, OrderCancel)) and message.area_id != engine.config.area:
-            names = (message.client_order_id,) if isinstance(message, OrderAmend) else message.client_order_ids
-            return engine.elsewhere(names)
+        assert isinstance(message, OrderBatch | OrderPlace | OrderAmend | OrderCancel)
+        if message.area_id != engine.config.area:
+            return engine.elsewhere(_names(message))
         match message:
             case OrderBatch():
                 return engine.submit(message.participant_id, message.slot_start_ns, message.orders, now)
@@ -85,8 +85,6 @@ class Replica:
                     message.participant_id, now,
                     slot_ns=message.slot_start_ns, client_order_ids=message.client_order_ids,
                 )  # fmt: skip
-            case _:
-                raise AssertionError(type(message))
 
     def _other(self, what: str, entry: Mapping[str, Any]) -> Any:
         engine = self.engine
@@ -153,6 +151,16 @@ class Replica:
     def state_hash(self) -> str:
         """Equal markets, equal hashes."""
         return hashlib.sha256(json.dumps(self.dump(), sort_keys=True).encode()).hexdigest()
+
+
+def _names(message: OrderBatch | OrderPlace | OrderAmend | OrderCancel) -> tuple[str, ...]:
+    match message:
+        case OrderBatch() | OrderPlace():
+            return tuple(order.client_order_id for order in message.orders)
+        case OrderAmend():
+            return (message.client_order_id,)
+        case OrderCancel():
+            return message.client_order_ids
 
 
 def write_snapshot(path: Path, state: Mapping[str, Any], chain: bytes) -> None:

@@ -62,6 +62,10 @@ _MOST_TRADES = 200
 """In one message: it has to stay under the transports' 100 KB."""
 
 
+_ENTRIES = {OrderBatch: "orders", OrderPlace: "place", OrderAmend: "amend", OrderCancel: "cancel"}
+"""What a message is called in the journal."""
+
+
 def _short(commitment: Commitment, trades: int = _MOST_TRADES) -> Commitment:
     """A commitment that fits a message: without its trades where they are too many. What binds is the net."""
     return commitment if len(commitment.trades) <= trades else replace(commitment, trades=())
@@ -135,11 +139,22 @@ class MarketService:
 
     def register(self) -> None:
         """Begin to take orders when the messenger starts."""
-        self._messenger.on_request(OrderBatch, self._on_orders, as_agent=self.address)
-        self._messenger.on_request(OrderPlace, self._on_place, as_agent=self.address)
-        self._messenger.on_request(OrderAmend, self._on_amend, as_agent=self.address)
-        self._messenger.on_request(OrderCancel, self._on_cancel, as_agent=self.address)
-        self._messenger.on_request(CommitmentQuery, self._on_query, as_agent=self.address, idempotent=True)
+        for kind in (OrderBatch, OrderPlace, OrderAmend, OrderCancel):
+            self._messenger.on_request(kind, self.handle, as_agent=self.address)
+        self._messenger.on_request(CommitmentQuery, self.handle, as_agent=self.address, idempotent=True)
+
+    async def handle(self, envelope: Envelope) -> Message:
+        """Answer an order, a change, a cancellation or a question of a participant."""
+        message = envelope.data
+        if isinstance(message, CommitmentQuery):
+            return self._on_query(envelope, message)
+        assert isinstance(message, OrderBatch | OrderPlace | OrderAmend | OrderCancel)
+        if envelope.source.unit != message.participant_id:
+            await self._unauthorised(envelope, message.participant_id)
+        results = await self._commit_message(_ENTRIES[type(message)], message, self._clock.utc_ns())
+        if isinstance(message, OrderBatch):
+            return OrderBatchResult(slot_start_ns=message.slot_start_ns, results=tuple(results))
+        return _answer(results)
 
     # -- the journal
 
@@ -171,39 +186,10 @@ class MarketService:
 
     # -- messages
 
-    async def _on_orders(self, envelope: Envelope) -> Message:
-        batch = envelope.data
-        assert isinstance(batch, OrderBatch)
-        if envelope.source.unit != batch.participant_id:
-            await self._unauthorised(envelope, batch.participant_id)
-        results = await self._commit_message("orders", batch, self._clock.utc_ns())
-        return OrderBatchResult(slot_start_ns=batch.slot_start_ns, results=tuple(results))
-
     async def submit(self, participant: str, slot_ns: int, orders: tuple[Order, ...]) -> list[OrderResult]:
         """Replace a participant's orders of a slot, by whoever may; one result an order, by the area's limits."""
         batch = OrderBatch(participant_id=participant, area_id=self.config.area, slot_start_ns=slot_ns, orders=orders)
         return await self._commit_message("orders", batch, self._clock.utc_ns())
-
-    async def _on_place(self, envelope: Envelope) -> Message:
-        message = envelope.data
-        assert isinstance(message, OrderPlace)
-        if envelope.source.unit != message.participant_id:
-            await self._unauthorised(envelope, message.participant_id)
-        return _answer(await self._commit_message("place", message, self._clock.utc_ns()))
-
-    async def _on_amend(self, envelope: Envelope) -> Message:
-        message = envelope.data
-        assert isinstance(message, OrderAmend)
-        if envelope.source.unit != message.participant_id:
-            await self._unauthorised(envelope, message.participant_id)
-        return _answer(await self._commit_message("amend", message, self._clock.utc_ns()))
-
-    async def _on_cancel(self, envelope: Envelope) -> Message:
-        message = envelope.data
-        assert isinstance(message, OrderCancel)
-        if envelope.source.unit != message.participant_id:
-            await self._unauthorised(envelope, message.participant_id)
-        return _answer(await self._commit_message("cancel", message, self._clock.utc_ns()))
 
     async def _unauthorised(self, envelope: Envelope, participant: str) -> NoReturn:
         """Only a participant's own unit orders for it; whoever else tries is refused, and the journal says so."""
@@ -243,9 +229,7 @@ class MarketService:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _on_query(self, envelope: Envelope) -> Message:
-        query = envelope.data
-        assert isinstance(query, CommitmentQuery)
+    def _on_query(self, envelope: Envelope, query: CommitmentQuery) -> CommitmentList:
         if envelope.source.unit != query.participant_id:
             raise UnauthorisedError(f"{envelope.source} may not ask for {query.participant_id}")
         slots = sorted(
