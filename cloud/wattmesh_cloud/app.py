@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import uvicorn
 from wattmesh_a2a.clock import NS_PER_S, Clock
@@ -22,7 +22,7 @@ from wattmesh_a2a.delivery import PEER_REQUESTS_PER_S, Delivery
 from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, INGEST_AGENT, Address, Envelope
 from wattmesh_a2a.errors import ConfigurationError, InvalidMessageError, UnavailableError
 from wattmesh_a2a.grid import GridStatus
-from wattmesh_a2a.messages import GatewayStatus
+from wattmesh_a2a.messages import GatewayStatus, Message
 from wattmesh_a2a.signing import KeyRing, Signer
 from wattmesh_a2a.transports.mqtt import MqttTransport
 
@@ -46,6 +46,31 @@ from wattmesh_cloud.store.sqlite import SqliteStore
 from wattmesh_cloud.tools.base import Context
 from wattmesh_cloud.tools.catalogue import MarketActions
 from wattmesh_cloud.view import CloudView
+
+if TYPE_CHECKING:
+    from wattmesh_cloud.planning.coordination import CoordinationService
+    from wattmesh_cloud.planning.service import PlanningService
+
+
+class Service(Protocol):
+    """What every part of the fleet side is."""
+
+    def register(self) -> None:
+        """Say which requests are taken."""
+        ...
+
+    def on_record(self, site: str, message: Message) -> None:
+        """Learn from what a site has recorded."""
+        ...
+
+    async def run(self) -> None:
+        """Work for ever."""
+        ...
+
+    async def finish(self) -> None:
+        """End what is under way."""
+        ...
+
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +109,10 @@ class Cloud:
         self.lake = Lake(state / "lake")
         address = Address(org, CLOUD_UNIT, INGEST_AGENT)
         transport = MqttTransport(model.broker, str(address), ca=model.ca, certificate=model.certificate, key=model.key)
-        self.forecasting_ids = ("market-supervisor", "forecasting", "grid-optimisation", "producer", "consumer")
+        self.forecasting_ids = (
+            "market-supervisor", "forecasting", "grid-optimisation", "producer", "consumer", "planning",
+            "coordination",
+        )  # fmt: skip
         self.messenger = Delivery(
             transport,
             address,
@@ -137,7 +165,16 @@ class Cloud:
             online=online,
         )
         self.strategy = AgentsService(model.agents, sources, self.store, messenger, clock, state, org, audit=self.audit)
-        self.services = (self.markets, self.forecasting, self.grid, self.strategy)
+        self.planning = self._planning()
+        self.coordination: CoordinationService | None = None
+        self.services: tuple[Service, ...] = (
+            self.markets,
+            self.forecasting,
+            self.grid,
+            self.strategy,
+            *self.planning,
+            *self._coordination(),
+        )
         self.view = CloudView(
             clock=clock,
             store=self.store,
@@ -165,14 +202,68 @@ class Cloud:
         self.ingest.on_columns(self.live.on_columns)
         for service in self.services:
             service.register()
-        for handler in (self.markets, self.forecasting, self.grid, self.strategy):
-            self.ingest.on_record(handler.on_record)
+        for service in self.services:
+            self.ingest.on_record(service.on_record)
         for market in self.markets.areas.values():
             market.guard("grid", partial(self._grid_emergency, market.config))
             market.guard("forecast", partial(self._old_forecasts, market.config))
             market.watch_sites(self._site_states)
         self.messenger.on_presence(self._on_presence)
         self.messenger.on_event(GatewayStatus, self._on_status)
+
+    def _planning(self) -> tuple[PlanningService, ...]:
+        """The planner, where the file wants one and its solver is installed; without it gateways plan alone."""
+        model = self._config.model
+        if not model.planning.enabled:
+            return ()
+        try:
+            from wattmesh_cloud.planning.service import PlanningService
+        except ModuleNotFoundError as error:
+            if error.name != "highspy":  # anything else that is missing is a fault of ours and has to be seen
+                raise
+            log.warning("no plans from the cloud: pip install 'wattmesh[optimise]'; gateways plan by themselves")
+            return ()
+        return (
+            PlanningService(
+                model.planning,
+                self.messenger,
+                self._clock,
+                model.org,
+                tariff=model.market.tariff.tariff(model.market.time_zone),
+                live=self.live,
+                announcements=lambda: self.view.announcements,
+                forecasts=lambda: self.forecasting.latest,
+                reasons=self.forecasting.reasons,
+                commitments=self._coming_commitments,
+                strategies=lambda: self.strategy.effects.latest,
+            ),
+        )
+
+    def _coordination(self) -> tuple[CoordinationService, ...]:
+        """The community's agreement, where the file names members."""
+        config = self._config.model.planning.coordination
+        if config is None or not self._config.model.planning.enabled:
+            return ()
+        from wattmesh_cloud.planning.coordination import CoordinationService
+
+        def exchange_w(site: str) -> float | None:
+            live = self.live.sites.get(site)
+            return None if live is None else live.flows.get("grid_w")
+
+        self.coordination = CoordinationService(
+            config, self.messenger, self._clock, self._config.model.org, exchange_w=exchange_w
+        )
+        return (self.coordination,)
+
+    def _coming_commitments(self, site: str, now_ns: int) -> dict[int, int]:
+        """A site's net of every cleared slot that is not over."""
+        market = self.markets.of_participant(site)
+        engine, length_ns = market.engine, market.config.slot_s * NS_PER_S
+        return {
+            slot.start_ns: engine.commitment(site, slot.start_ns).net_wh
+            for slot in engine.slots.values()
+            if slot.start_ns + length_ns > now_ns and site in slot.told
+        }
 
     def _grid_emergency(self, area: MarketConfig, now_ns: int) -> str | None:
         """The market's guard against trading into a grid that is in trouble."""
@@ -349,6 +440,8 @@ class Cloud:
             "forecasting": self.forecasting.snapshot(),
             "grid": self.grid.snapshot(),
             "strategy": self.strategy.snapshot(),
+            "planning": self.planning[0].snapshot() if self.planning else {},
+            "coordination": self.coordination.snapshot() if self.coordination is not None else {},
             "lake": self.lake.files(),
             "audit": self.audit.anchor(),
         }

@@ -15,6 +15,7 @@ from wattmesh_cloud.agents.config import AgentsConfig
 from wattmesh_cloud.forecasting.config import ForecastingConfig
 from wattmesh_cloud.grid.config import GridConfig
 from wattmesh_cloud.market.config import MarketConfig, check_areas
+from wattmesh_cloud.planning.config import PlanningConfig
 
 
 class HttpModel(StrictModel):
@@ -53,6 +54,7 @@ class CloudModel(StrictModel):
     """Further market areas, each with its own participants, rules, journal and ledger."""
     forecasting: ForecastingConfig = ForecastingConfig()
     grid: GridConfig = GridConfig()
+    planning: PlanningConfig = PlanningConfig()
     agents: AgentsConfig = AgentsConfig()
 
 

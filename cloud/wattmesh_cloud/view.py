@@ -42,13 +42,8 @@ class CloudView:
 
     def site_ids(self) -> list[str]:
         """Every site that was announced, has data or may trade."""
-        return sorted(
-            {
-                *self.announcements,
-                *self.live.sites,
-                *(one.id for area in self.markets.areas.values() for one in area.config.participants),
-            }
-        )
+        traders = (one.id for area in self.markets.areas.values() for one in area.config.participants)
+        return sorted({*self.announcements, *self.live.sites, *traders})
 
     def site(self, site_id: str) -> dict[str, Any]:
         """One site: what it is, how it is, what it does now."""

@@ -308,6 +308,13 @@ class ForecastingService:
             forecasts.append(_forecast(site, quantity, now_ns, start, table, self._model.name))
         return tuple(forecasts)
 
+    def reasons(self, site: str) -> tuple[str, ...]:
+        """Why a site's forecasts are wider than usual; empty when nothing was wrong."""
+        model = self._learned.get(site)
+        if model is None:
+            return ()
+        return tuple(f"{quantity}: {reason}" for quantity, found in model.reasons.items() for reason in found)
+
     def health(self, site: str, now_ns: int) -> Health:
         """What a supervisor looks at."""
         latest, past = self.latest.get(site, {}), self._past.get(site)

@@ -188,6 +188,25 @@ def battery_policy(
     return -min(rest_w, storage.power_w)
 
 
+def follow_band(rest_w: float, band_w: tuple[float, float], stored_wh: float, storage: Storage) -> float:
+    """Battery power that keeps the exchange inside a plan's band, whatever the site takes now.
+
+    Args:
+        rest_w: What the site takes beside its battery.
+        band_w: Exchange below which the battery takes, and above which it gives.
+        stored_wh: Energy in the battery.
+        storage: The battery; nothing is given from its reserve.
+
+    Returns:
+        Power, positive charging; 0 inside the band.
+    """
+    low, high = band_w
+    power = min(max(rest_w, low), max(low, high)) - rest_w
+    if power < 0 and stored_wh <= storage.reserve_wh:
+        return 0.0
+    return min(max(power, -storage.power_w), storage.power_w)
+
+
 def charge_level_w(
     storage: Storage,
     value: ValueOfStorage,
