@@ -9,6 +9,7 @@ import logging
 import socket
 import sqlite3
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -37,8 +38,9 @@ from wattmesh_cloud.grid.service import GridService
 from wattmesh_cloud.ingest import Ingest
 from wattmesh_cloud.lake import Lake
 from wattmesh_cloud.live import LiveView
+from wattmesh_cloud.market.areas import Markets
+from wattmesh_cloud.market.config import MarketConfig
 from wattmesh_cloud.market.risk import SiteState
-from wattmesh_cloud.market.service import MarketService
 from wattmesh_cloud.market.telemetry import site_state
 from wattmesh_cloud.store.dead import DeadLetters as DeadFrames
 from wattmesh_cloud.store.sqlite import SqliteStore
@@ -127,7 +129,8 @@ class Cloud:
         self.agents = AgentRegistry(messenger, clock)
         self.dead = DeadFrames(state / "dead_frames.sqlite")
         self.ingest = Ingest(self.store, messenger, clock, org, dead=self.dead)
-        self.market = MarketService(model.market, self.store, messenger, clock, state, org)
+        self.markets = Markets((model.market, *model.areas), self.store, messenger, clock, state, org)
+        self.market = self.markets.first
         self.forecasting = ForecastingService(
             model.forecasting,
             self.store,
@@ -146,7 +149,7 @@ class Cloud:
             state,
             org,
             forecasts=lambda: self.forecasting.latest,
-            pay=self.market.settle_flexibility,
+            pay=self.markets.settle_flexibility,
             measurements=lambda: measured(self.live),
             zone=model.market.tariff.tariff(model.market.time_zone).zone(),
         )
@@ -168,7 +171,7 @@ class Cloud:
         self.planning = self._planning()
         self.coordination: CoordinationService | None = None
         self.services: tuple[Service, ...] = (
-            self.market,
+            self.markets,
             self.forecasting,
             self.grid,
             self.strategy,
@@ -181,6 +184,7 @@ class Cloud:
             live=self.live,
             ingest=self.ingest,
             market=self.market,
+            markets=self.markets,
             forecasting=self.forecasting,
             grid=self.grid,
             strategy=self.strategy,
@@ -193,7 +197,7 @@ class Cloud:
             clock=clock,
             area=model.market.area,
             audit=self.audit,
-            actions=MarketActions(self.market),
+            actions=MarketActions(self.markets),
         )
         self._wire()
 
@@ -204,9 +208,10 @@ class Cloud:
             service.register()
         for service in self.services:
             self.ingest.on_record(service.on_record)
-        self.market.guard("grid", self._grid_emergency)
-        self.market.guard("forecast", self._old_forecasts)
-        self.market.watch_sites(self._site_states)
+        for market in self.markets.areas.values():
+            market.guard("grid", partial(self._grid_emergency, market.config))
+            market.guard("forecast", partial(self._old_forecasts, market.config))
+            market.watch_sites(self._site_states)
         self.messenger.on_presence(self._on_presence)
         self.messenger.on_event(GatewayStatus, self._on_status)
 
@@ -256,25 +261,28 @@ class Cloud:
 
     def _coming_commitments(self, site: str, now_ns: int) -> dict[int, int]:
         """A site's net of every cleared slot that is not over."""
-        engine = self.market.engine
+        market = self.markets.of_participant(site)
+        engine, length_ns = market.engine, market.config.slot_s * NS_PER_S
         return {
             slot.start_ns: engine.commitment(site, slot.start_ns).net_wh
             for slot in engine.slots.values()
-            if slot.start_ns + self.market.config.slot_s * NS_PER_S > now_ns and site in slot.told
+            if slot.start_ns + length_ns > now_ns and site in slot.told
         }
 
-    def _grid_emergency(self, now_ns: int) -> str | None:
+    def _grid_emergency(self, area: MarketConfig, now_ns: int) -> str | None:
         """The market's guard against trading into a grid that is in trouble."""
-        if self._config.model.market.halt_in_grid_emergency and self.grid.status is GridStatus.EMERGENCY:
+        if area.halt_in_grid_emergency and self.grid.status is GridStatus.EMERGENCY:
             return f"grid emergency: {self.grid.status_reason}"
         return None
 
-    def _old_forecasts(self, now_ns: int) -> str | None:
+    def _old_forecasts(self, area: MarketConfig, now_ns: int) -> str | None:
         """The market's guard against trading on forecasts that nobody renews."""
-        limit_s = self._config.model.market.halt_without_forecast_s
+        limit_s, names = area.halt_without_forecast_s, {one.id for one in area.participants}
         if limit_s is None:
             return None
-        issued = [one.issued_ns for site in self.forecasting.latest.values() for one in site.values()]
+        issued = [
+            one.issued_ns for name, site in self.forecasting.latest.items() if name in names for one in site.values()
+        ]
         if issued and now_ns - max(issued) <= limit_s * NS_PER_S:
             return None
         return f"no forecast in {limit_s} s"
@@ -347,7 +355,7 @@ class Cloud:
         await self.ingest.stop()
         self._write_report()
         await self.messenger.stop()
-        self.market.close()
+        self.markets.close()
         self.strategy.close()
         self.audit.write(self._clock.utc_ns(), "cloud", "process.stop", "done")
         self.audit.close()
@@ -447,8 +455,15 @@ class Cloud:
             "ingest": dict(self.ingest.counts),
             "messages": dict(self.messenger.counters()),
             "market": self.market.snapshot(hashed=True),
-            "trades": sorted(self.market.engine.trades),
-            "commitments": self.market.commitments(),
+            "areas": {
+                name: market.snapshot(hashed=True)
+                for name, market in self.markets.areas.items()
+                if market is not self.market
+            },
+            "trades": sorted(name for market in self.markets.areas.values() for name in market.engine.trades),
+            "commitments": {
+                name: slots for market in self.markets.areas.values() for name, slots in market.commitments().items()
+            },
             "forecasting": self.forecasting.snapshot(),
             "grid": self.grid.snapshot(),
             "strategy": self.strategy.snapshot(),

@@ -14,7 +14,7 @@ from wattmesh_a2a.transports.mqtt import is_loopback, parse_broker_url
 from wattmesh_cloud.agents.config import AgentsConfig
 from wattmesh_cloud.forecasting.config import ForecastingConfig
 from wattmesh_cloud.grid.config import GridConfig
-from wattmesh_cloud.market.config import MarketConfig
+from wattmesh_cloud.market.config import MarketConfig, check_areas
 from wattmesh_cloud.planning.config import PlanningConfig
 
 
@@ -69,6 +69,8 @@ class CloudModel(StrictModel):
     a2a: A2aModel | None = None
     history: Path | None = None
     market: MarketConfig
+    areas: tuple[MarketConfig, ...] = ()
+    """Further market areas, each with its own participants, rules, journal and ledger."""
     forecasting: ForecastingConfig = ForecastingConfig()
     grid: GridConfig = GridConfig()
     planning: PlanningConfig = PlanningConfig()
@@ -103,6 +105,12 @@ def load_cloud(path: Path) -> CloudConfig:
         model.market.tariff.tariff(model.market.time_zone).zone()
     except ConfigurationError as error:
         raise ConfigurationError(f"{place(path, 'market', 'time_zone')}: {error}") from error
+    try:
+        check_areas((model.market, *model.areas))
+        for area in model.areas:
+            area.tariff.tariff(area.time_zone).zone()
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{place(path, 'areas')}: {error}") from error
     base = path.parent
     history = (base / model.history).resolve() if model.history is not None else None
     if history is not None and not history.is_dir():

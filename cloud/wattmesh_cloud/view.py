@@ -16,6 +16,7 @@ from wattmesh_cloud.forecasting.service import ForecastingService
 from wattmesh_cloud.grid.service import GridService
 from wattmesh_cloud.ingest import Ingest
 from wattmesh_cloud.live import LiveView
+from wattmesh_cloud.market.areas import Markets
 from wattmesh_cloud.market.service import MarketService
 from wattmesh_cloud.store.base import Item, Series, Store, Table
 
@@ -31,6 +32,7 @@ class CloudView:
     live: LiveView
     ingest: Ingest
     market: MarketService
+    markets: Markets
     forecasting: ForecastingService
     grid: GridService
     strategy: AgentsService
@@ -54,7 +56,8 @@ class CloudView:
 
     def site_ids(self) -> list[str]:
         """Every site that was announced, has data or may trade."""
-        return sorted({*self.announcements, *self.live.sites, *(one.id for one in self.market.config.participants)})
+        traders = (one.id for area in self.markets.areas.values() for one in area.config.participants)
+        return sorted({*self.announcements, *self.live.sites, *traders})
 
     def site(self, site_id: str) -> dict[str, Any]:
         """One site: what it is, how it is, what it does now."""
