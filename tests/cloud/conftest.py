@@ -28,8 +28,8 @@ from wattmesh_cloud.grid.config import GridConfig
 from wattmesh_cloud.grid.service import GridService
 from wattmesh_cloud.ingest import Ingest
 from wattmesh_cloud.live import LiveView
+from wattmesh_cloud.market.areas import Markets
 from wattmesh_cloud.market.config import MarketConfig
-from wattmesh_cloud.market.service import MarketService
 from wattmesh_cloud.store.sqlite import SqliteStore
 from wattmesh_cloud.view import CloudView
 
@@ -227,13 +227,14 @@ def view(store, messenger, clock, make_config, tmp_path, access):
 
     async def pay(*what) -> None: ...
 
-    market = MarketService(make_config(), *common)
+    markets = Markets([make_config()], *common)
     yield CloudView(
         clock=clock,
         store=store,
         live=LiveView(),
         ingest=Ingest(store, messenger, clock, "demo"),
-        market=market,
+        market=markets.first,
+        markets=markets,
         forecasting=forecasting,
         grid=GridService(GridConfig(), *common, forecasts=lambda: forecasting.latest, pay=pay),
         strategy=AgentsService(
@@ -243,7 +244,7 @@ def view(store, messenger, clock, make_config, tmp_path, access):
             audit=access.audit,
         ),
     )
-    market.close()
+    markets.close()
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ EXPECTED = {
     "get_index": "R", "get_analytics": "R", "list_positions": "R", "list_orders": "R", "place_orders": "T",
     "cancel_orders": "T",
     "get_grid": "R", "list_grid_status": "R", "list_demand_response": "R",
-    "list_agents": "R", "list_agent_decisions": "R",
+    "list_agents": "R", "list_registry": "RH", "list_areas": "R", "list_agent_decisions": "R",
     "list_command_kinds": "R", "list_commands": "R", "ask_command": "R", "get_command": "R", "confirm_command": "R",
     "reject_command": "R",
     "list_jobs": "R", "get_job": "R", "get_job_file": "R",

@@ -114,3 +114,20 @@ def test_a_fleet_behind_tls_is_taken(load):
     )
     assert found.model.http.certificate.is_absolute()
     assert found.model.access.tenants == {"acme": ("home-1",)}
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("a2a: {port: 8090, tokens: t.json, host: 10.0.0.1}", "without TLS"),
+        ("a2a: {port: 8090, tokens: t.json, client_ca: ca.pem}", "without TLS"),
+        ("a2a: {port: 8090, tokens: t.json, certificate: c.pem}", "go together"),
+        ("a2a: {port: 8090}", "tokens"),
+    ],
+    ids=["beyond loopback", "client certificates", "no key", "no callers"],
+)
+def test_a2a_over_http_is_safe_or_an_error(tmp_path, lines, said):
+    path = tmp_path / "cloud.yaml"
+    path.write_text(f"{FILE}{lines}\n")
+    with pytest.raises(ConfigurationError, match=said):
+        load_cloud(path)

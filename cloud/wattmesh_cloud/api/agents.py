@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Query
 
 from wattmesh_cloud.api import models as m
-from wattmesh_cloud.api.deps import PROBLEMS, After, Limit, Reader, page
+from wattmesh_cloud.api.deps import PROBLEMS, After, HostReader, Limit, Reader, page
 from wattmesh_cloud.store.base import Table
 from wattmesh_cloud.view import CloudView
 
@@ -51,5 +53,15 @@ def agent_routes(view: CloudView) -> APIRouter:
                     )
                 )  # fmt: skip
         return m.Page(rows=rows, next=more)
+
+    @routes.get("/registry")
+    async def list_registry(
+        who: HostReader,
+        online: bool | None = None,
+        takes: Annotated[str | None, Query(max_length=200, description="A type of request")] = None,
+        limit: Limit = 1000,
+    ) -> list[m.CardRow]:
+        """Every agent that has shown a card: version, what it takes, whether it is there, when it was last heard."""
+        return [m.CardRow.model_validate(one) for one in view.agents(online=online, takes=takes, limit=limit)]
 
     return routes

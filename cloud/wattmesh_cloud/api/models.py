@@ -560,6 +560,18 @@ class AgentRow(Answer):
     facts: dict[str, Any]
 
 
+class CardRow(Answer):
+    """An agent's card, of ours or of another make."""
+
+    agent: str = Field(examples=["demo/home-1/gateway"])
+    name: str
+    version: str
+    session: str
+    requests: list[str]
+    online: bool
+    last_seen_ns: int
+
+
 class AgentDecisionRow(Answer):
     """What an agent chose, and why."""
 

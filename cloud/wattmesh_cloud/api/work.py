@@ -12,7 +12,6 @@ from fastapi import APIRouter, HTTPException
 from fastapi import Path as InPath
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
-from wattmesh_a2a.errors import InvalidMessageError
 
 from wattmesh_cloud.access.commands import Command, Commands, Kind
 from wattmesh_cloud.access.jobs import Job, Jobs
@@ -28,10 +27,12 @@ FileName = Annotated[str, InPath(pattern=r"^[\w.-]{1,100}$")]
 AlarmId = Annotated[str, InPath(pattern=r"^[^/\x00-\x1f]{1,200}$")]
 
 
-class NoArguments(BaseModel):
-    """Nothing."""
+class OfArea(BaseModel):
+    """A market area."""
 
     model_config = ConfigDict(extra="forbid")
+
+    area: m.SiteName | None = Field(default=None, description="The first where it is left out")
 
 
 class OfParticipant(BaseModel):
@@ -44,31 +45,32 @@ class OfParticipant(BaseModel):
 
 def add_market_commands(commands: Commands, view: CloudView) -> None:
     """What may be done to the market beside orders."""
-    market = view.market
+    markets = view.markets
 
-    async def halt(who: Principal, _: NoArguments) -> str:
+    async def halt(who: Principal, wanted: OfArea) -> str:
+        market = markets.area(wanted.area)
         await market.halt(f"{who.actor}: by hand")
-        return f"halted: {market.engine.halted}"
+        return f"{market.config.area} is halted: {market.engine.halted}"
 
-    async def resume(who: Principal, _: NoArguments) -> str:
+    async def resume(who: Principal, wanted: OfArea) -> str:
+        market = markets.area(wanted.area)
         await market.resume()
-        return f"still halted: {market.engine.halted}" if market.engine.halted else "orders are taken again"
+        halted = market.engine.halted
+        return f"{market.config.area} stays halted: {halted}" if halted else f"{market.config.area} takes orders again"
 
     async def suspend(who: Principal, wanted: OfParticipant) -> str:
-        _known(view, wanted.participant)
-        taken = await market.suspend(wanted.participant, f"{who.actor}: by hand")
+        taken = await markets.suspend(wanted.participant, f"{who.actor}: by hand")
         return f"{wanted.participant} is suspended, {taken} open orders taken back"
 
     async def reinstate(who: Principal, wanted: OfParticipant) -> str:
-        _known(view, wanted.participant)
-        await market.reinstate(wanted.participant)
+        await markets.reinstate(wanted.participant)
         return f"{wanted.participant} may trade again"
 
     operate = Permission.OPERATE
     for kind in (
-        Kind(name="market.halt", title="Halt the market", permission=operate, arguments=NoArguments, run=halt),
+        Kind(name="market.halt", title="Halt the market", permission=operate, arguments=OfArea, run=halt),
         Kind(
-            name="market.resume", title="Resume the market", permission=operate, arguments=NoArguments, run=resume,
+            name="market.resume", title="Resume the market", permission=operate, arguments=OfArea, run=resume,
             steps="confirm",
         ),
         Kind(name="market.suspend", title="Suspend a participant", permission=operate, arguments=OfParticipant, run=suspend),
@@ -78,11 +80,6 @@ def add_market_commands(commands: Commands, view: CloudView) -> None:
         ),
     ):  # fmt: skip
         commands.add(kind)
-
-
-def _known(view: CloudView, participant: str) -> None:
-    if participant not in view.market.engine.risk.limits:
-        raise InvalidMessageError(f"no participant {participant!r} in this area")
 
 
 def work_routes(view: CloudView, commands: Commands, jobs: Jobs) -> APIRouter:
