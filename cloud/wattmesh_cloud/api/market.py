@@ -35,7 +35,9 @@ from wattmesh_cloud.view import CloudView
 
 _MOST_ORDERS = 2000
 
-Area = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="A market area; the first where left out")]
+Area = Annotated[
+    str | None, Query(pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="A market area; the first where left out")
+]
 
 
 def market_routes(view: CloudView) -> APIRouter:
@@ -193,7 +195,9 @@ def _account_routes(routes: APIRouter, view: CloudView) -> None:
     async def cancel_orders(who: Trader, wanted: m.CancelOrders) -> list[m.OrderOutcome]:
         """Take a site's open orders of a slot back."""
         site = known_site(view, who, wanted.site_id)
-        return _outcomes(await view.markets.of_participant(site).cancel(site, wanted.slot_start_ns, tuple(wanted.client_order_ids)))
+        return _outcomes(
+            await view.markets.of_participant(site).cancel(site, wanted.slot_start_ns, tuple(wanted.client_order_ids))
+        )
 
 
 def _outcomes(found: list[OrderResult]) -> list[m.OrderOutcome]:
