@@ -12,6 +12,8 @@ MINUTE_NS = 60_000_000_000
 KEEP_NS = 30 * 86_400 * 1_000_000_000
 _AT_ONCE = 10
 """Minutes that are written together: a flash card lives longer, and a power cut costs ten minutes of a curve, not of a record."""
+_WAITING_AT_MOST = 1440
+"""Minutes that are kept in memory while the disk does not take them."""
 QUANTITIES = ("grid_w", "pv_w", "battery_w", "load_w", "soc_percent")
 
 
@@ -48,7 +50,7 @@ class History:
             )
 
     def note(self, image: SiteImage) -> None:
-        """Take a cycle's image."""
+        """Take a cycle's image; raises ``sqlite3.Error`` where the disk does not take what waits, which then waits on."""
         minute_ns = image.time_ns - image.time_ns % MINUTE_NS
         if minute_ns != self._minute_ns:
             self._close_minute()
@@ -66,14 +68,15 @@ class History:
             if value is not None:
                 self._sums[index] += value
                 self._counts[index] += 1
+        if len(self._waiting) >= _AT_ONCE:
+            self.flush()
 
     def _close_minute(self) -> None:
         if any(self._counts):
             means = [total / count if count else None for total, count in zip(self._sums, self._counts, strict=True)]
             self._waiting.append(Minute(self._minute_ns, *means))
+            del self._waiting[:-_WAITING_AT_MOST]
         self._sums, self._counts = [0.0] * len(QUANTITIES), [0] * len(QUANTITIES)
-        if len(self._waiting) >= _AT_ONCE:
-            self.flush()
 
     def flush(self) -> None:
         """Write what waits; durable with the database's next commit."""

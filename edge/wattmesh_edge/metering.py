@@ -62,6 +62,7 @@ class Metering:
         self._last: SiteImage | None = None
         self._complete = False
         self._by_counters: float | None = None
+        self._unsaved = False
         with db:
             db.execute("CREATE TABLE IF NOT EXISTS metering (name TEXT PRIMARY KEY, value REAL NOT NULL) WITHOUT ROWID")
         stored = dict(db.execute("SELECT name, value FROM metering").fetchall())
@@ -101,7 +102,7 @@ class Metering:
         self._slot_ns, self._start = slot, now
         self._integrals = dict.fromkeys(COUNTERS, 0.0)
         self._in_time = self._complete = image.time_ns - slot <= _GAP_NS
-        self._save()
+        self._unsaved = True
         return done
 
     def _integrate(self, image: SiteImage) -> None:
@@ -188,11 +189,19 @@ class Metering:
             slots.append(self._interval(self._slot_ns + index * SLOT_NS, whole, "register", complete=False))
         return slots
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Keep the counters at the running slot's start, once a slot, so that a restart goes on from them.
+
+        Raises:
+            sqlite3.Error: The disk does not take it; the next call tries again.
+        """
+        if not self._unsaved:
+            return
         with self._db:
             self._db.execute("DELETE FROM metering")
             values = {**self._start, "slot": self._slot_ns // 1_000_000_000, "in_time": self._in_time}
             self._db.executemany("INSERT INTO metering VALUES (?, ?)", values.items())
+        self._unsaved = False
 
 
 def _counters(drivers: Mapping[str, Driver], grid_meter: str) -> tuple[Sequence[_Counter], frozenset[str]]:

@@ -37,7 +37,6 @@ class DecisionTrace:
         last = self._last.get(decision.asset_id)
         if last is not None and last[1] == outcome and not _differs(last[0], decision):
             return False
-        self._last[decision.asset_id] = (decision, outcome)
         self._db.execute(
             "INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
@@ -45,6 +44,7 @@ class DecisionTrace:
                 decision.requested_w, decision.remaining_w, outcome, "; ".join(decision.conflicts),
             ),
         )  # fmt: skip
+        self._last[decision.asset_id] = (decision, outcome)
         return True
 
     def prune(self, now_ns: int) -> None:

@@ -7,15 +7,18 @@ import httpx
 import pytest
 from wattmesh_a2a.clock import NS_PER_S
 from wattmesh_a2a.telemetry import ColumnBatch
-from wattmesh_cloud.agents.service import StrategyService
+from wattmesh_cloud.agents.config import AgentsConfig
+from wattmesh_cloud.agents.looks import Sources
+from wattmesh_cloud.agents.service import AgentsService
 from wattmesh_cloud.api import create_api
+from wattmesh_cloud.audit import AuditLog
 from wattmesh_cloud.forecasting.config import ForecastingConfig
 from wattmesh_cloud.forecasting.service import ForecastingService
 from wattmesh_cloud.grid.config import GridConfig
 from wattmesh_cloud.grid.service import GridService
 from wattmesh_cloud.ingest import Ingest
 from wattmesh_cloud.live import LiveView
-from wattmesh_cloud.market.service import MarketService
+from wattmesh_cloud.market.areas import Markets
 from wattmesh_cloud.store.base import Item, Table
 from wattmesh_cloud.view import CloudView
 
@@ -27,6 +30,7 @@ def view(store, messenger, clock, make_config, tmp_path):
     """A cloud whose services stand and do not run."""
     common = (store, messenger, clock, tmp_path, "demo")
     forecasting = ForecastingService(ForecastingConfig(), *common)
+    markets = Markets([make_config()], *common)
 
     async def pay(*what) -> None: ...
 
@@ -35,10 +39,16 @@ def view(store, messenger, clock, make_config, tmp_path):
         store=store,
         live=LiveView(),
         ingest=Ingest(store, messenger, clock, "demo"),
-        market=MarketService(make_config(), *common),
+        market=markets.first,
+        markets=markets,
         forecasting=forecasting,
         grid=GridService(GridConfig(), *common, forecasts=lambda: forecasting.latest, pay=pay),
-        strategy=StrategyService(make_config(), *common, forecasts=lambda: forecasting.latest),
+        strategy=AgentsService(
+            AgentsConfig(),
+            Sources(market_config=make_config(), forecasts=lambda: forecasting.latest),
+            *common,
+            audit=AuditLog(tmp_path / "audit.log"),
+        ),
     )
 
 

@@ -12,7 +12,7 @@ from wattmesh_a2a.clock import ManualClock
 from wattmesh_a2a.devices import Quality
 from wattmesh_drivers.factory import ConnectionModel, create_driver
 from wattmesh_drivers.template import load_template
-from wattmesh_edge.gateway import push_frequency
+from wattmesh_edge.frequency import push_frequency
 from wattmesh_edge.reflex import Reflex, sources
 from wattmesh_simulators.demo_fleet import free_ports
 from wattmesh_simulators.opcua_server import OpcUaServer

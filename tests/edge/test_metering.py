@@ -30,6 +30,7 @@ async def run(devices, clock, metering, maker, seconds, load_w=1000.0, step=10):
         for driver in devices.values():
             await driver.poll()
         done += metering.update(maker.make(clock.utc_ns(), clock.monotonic_ns()))
+        metering.save()
     return done
 
 

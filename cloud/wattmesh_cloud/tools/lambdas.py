@@ -67,6 +67,14 @@ class QueuedActions:
         """See :class:`wattmesh_cloud.tools.base.ActionPort`."""
         return self._send({"action": "resume"})
 
+    async def suspend(self, site_id: str, reason: str) -> dict[str, JsonValue]:
+        """See :class:`wattmesh_cloud.tools.base.ActionPort`."""
+        return self._send({"action": "suspend", "site": site_id, "reason": reason})
+
+    async def reinstate(self, site_id: str) -> dict[str, JsonValue]:
+        """See :class:`wattmesh_cloud.tools.base.ActionPort`."""
+        return self._send({"action": "reinstate", "site": site_id})
+
     async def order(self, site_id: str, slot_start_ns: int, orders: tuple[Order, ...]) -> list[dict[str, JsonValue]]:
         """See :class:`wattmesh_cloud.tools.base.ActionPort`."""
         plain = [
