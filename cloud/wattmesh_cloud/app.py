@@ -9,10 +9,12 @@ import logging
 import socket
 import sqlite3
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import uvicorn
+from wattmesh_a2a.cards import AgentRegistry
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.codec import message_from_json
 from wattmesh_a2a.deadletters import DeadLetters
@@ -36,8 +38,9 @@ from wattmesh_cloud.grid.service import GridService
 from wattmesh_cloud.ingest import Ingest
 from wattmesh_cloud.lake import Lake
 from wattmesh_cloud.live import LiveView
+from wattmesh_cloud.market.areas import Markets
+from wattmesh_cloud.market.config import MarketConfig
 from wattmesh_cloud.market.risk import SiteState
-from wattmesh_cloud.market.service import MarketService
 from wattmesh_cloud.market.telemetry import site_state
 from wattmesh_cloud.store.dead import DeadLetters as DeadFrames
 from wattmesh_cloud.store.sqlite import SqliteStore
@@ -111,20 +114,23 @@ class Cloud:
             "market-supervisor", "forecasting", "grid-optimisation", "producer", "consumer", "planning",
             "coordination",
         )  # fmt: skip
+        self._signer = _keys(config)
         self.messenger = Delivery(
             transport,
             address,
             clock,
-            keys=_keys(config),
+            keys=self._signer,
             store=SqliteDedupe(state / "answers.sqlite"),
             dead=DeadLetters(state / "dead.sqlite"),
             peer_requests_per_s=PEER_REQUESTS_PER_S,
             serve=[Address(org, CLOUD_UNIT, name) for name in self.forecasting_ids],
         )
         messenger = self.messenger
+        self.agents = AgentRegistry(messenger, clock)
         self.dead = DeadFrames(state / "dead_frames.sqlite")
         self.ingest = Ingest(self.store, messenger, clock, org, dead=self.dead)
-        self.market = MarketService(model.market, self.store, messenger, clock, state, org)
+        self.markets = Markets((model.market, *model.areas), self.store, messenger, clock, state, org)
+        self.market = self.markets.first
         self.forecasting = ForecastingService(
             model.forecasting,
             self.store,
@@ -143,7 +149,7 @@ class Cloud:
             state,
             org,
             forecasts=lambda: self.forecasting.latest,
-            pay=self.market.settle_flexibility,
+            pay=self.markets.settle_flexibility,
             measurements=lambda: measured(self.live),
             zone=model.market.tariff.tariff(model.market.time_zone).zone(),
         )
@@ -165,7 +171,7 @@ class Cloud:
         self.planning = self._planning()
         self.coordination: CoordinationService | None = None
         self.services: tuple[Service, ...] = (
-            self.market,
+            self.markets,
             self.forecasting,
             self.grid,
             self.strategy,
@@ -178,9 +184,11 @@ class Cloud:
             live=self.live,
             ingest=self.ingest,
             market=self.market,
+            markets=self.markets,
             forecasting=self.forecasting,
             grid=self.grid,
             strategy=self.strategy,
+            registry=self.agents,
             announcements=announcements,
             online=online,
         )
@@ -189,7 +197,7 @@ class Cloud:
             clock=clock,
             area=model.market.area,
             audit=self.audit,
-            actions=MarketActions(self.market),
+            actions=MarketActions(self.markets),
         )
         self._wire()
 
@@ -200,9 +208,10 @@ class Cloud:
             service.register()
         for service in self.services:
             self.ingest.on_record(service.on_record)
-        self.market.guard("grid", self._grid_emergency)
-        self.market.guard("forecast", self._old_forecasts)
-        self.market.watch_sites(self._site_states)
+        for market in self.markets.areas.values():
+            market.guard("grid", partial(self._grid_emergency, market.config))
+            market.guard("forecast", partial(self._old_forecasts, market.config))
+            market.watch_sites(self._site_states)
         self.messenger.on_presence(self._on_presence)
         self.messenger.on_event(GatewayStatus, self._on_status)
 
@@ -252,25 +261,28 @@ class Cloud:
 
     def _coming_commitments(self, site: str, now_ns: int) -> dict[int, int]:
         """A site's net of every cleared slot that is not over."""
-        engine = self.market.engine
+        market = self.markets.of_participant(site)
+        engine, length_ns = market.engine, market.config.slot_s * NS_PER_S
         return {
             slot.start_ns: engine.commitment(site, slot.start_ns).net_wh
             for slot in engine.slots.values()
-            if slot.start_ns + self.market.config.slot_s * NS_PER_S > now_ns and site in slot.told
+            if slot.start_ns + length_ns > now_ns and site in slot.told
         }
 
-    def _grid_emergency(self, now_ns: int) -> str | None:
+    def _grid_emergency(self, area: MarketConfig, now_ns: int) -> str | None:
         """The market's guard against trading into a grid that is in trouble."""
-        if self._config.model.market.halt_in_grid_emergency and self.grid.status is GridStatus.EMERGENCY:
+        if area.halt_in_grid_emergency and self.grid.status is GridStatus.EMERGENCY:
             return f"grid emergency: {self.grid.status_reason}"
         return None
 
-    def _old_forecasts(self, now_ns: int) -> str | None:
+    def _old_forecasts(self, area: MarketConfig, now_ns: int) -> str | None:
         """The market's guard against trading on forecasts that nobody renews."""
-        limit_s = self._config.model.market.halt_without_forecast_s
+        limit_s, names = area.halt_without_forecast_s, {one.id for one in area.participants}
         if limit_s is None:
             return None
-        issued = [one.issued_ns for site in self.forecasting.latest.values() for one in site.values()]
+        issued = [
+            one.issued_ns for name, site in self.forecasting.latest.items() if name in names for one in site.values()
+        ]
         if issued and now_ns - max(issued) <= limit_s * NS_PER_S:
             return None
         return f"no forecast in {limit_s} s"
@@ -303,6 +315,7 @@ class Cloud:
 
     def _on_status(self, envelope: Envelope) -> None:
         status = envelope.data
+        self.agents.seen(envelope.source)
         if isinstance(status, GatewayStatus) and status.site_id == envelope.source.unit:
             self.view.health[status.site_id] = status
 
@@ -320,9 +333,10 @@ class Cloud:
             running = [group.create_task(service.run(), name=type(service).__name__) for service in self.services]
             running.append(group.create_task(self.ingest.run(), name="ingest"))
             running.append(group.create_task(self._housekeeping(), name="housekeeping"))
-            mcp = self._mcp_server()
-            if mcp is not None:
-                group.create_task(mcp.serve(), name="mcp")
+            faces = [server, *(one for one in (self._mcp_server(), self._a2a_server()) if one is not None)]
+            for face in faces[1:]:
+                listener = _bound_socket(face.config.host, face.config.port, "tools or A2A")
+                group.create_task(face.serve(sockets=[listener]), name="face")
             while not server.started and not serving.done():
                 await asyncio.sleep(0.02)
             if ready is not None:
@@ -336,13 +350,12 @@ class Cloud:
             await self.ingest.settle(10.0)
             for task in running:
                 task.cancel()
-            server.should_exit = True
-            if mcp is not None:
-                mcp.should_exit = True
+            for face in faces:
+                face.should_exit = True
         await self.ingest.stop()
         self._write_report()
         await self.messenger.stop()
-        self.market.close()
+        self.markets.close()
         self.strategy.close()
         self.audit.write(self._clock.utc_ns(), "cloud", "process.stop", "done")
         self.audit.close()
@@ -384,6 +397,28 @@ class Cloud:
         server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]  # signals are the command's
         return server
 
+    def _a2a_server(self) -> uvicorn.Server | None:
+        """Agents by A2A over HTTP where the file asks for it."""
+        if self._config.model.a2a is None:
+            return None
+        try:
+            from wattmesh_cloud.a2a_http.serve import a2a_server
+        except ModuleNotFoundError as error:
+            if error.name not in {"a2a", "google", "sse_starlette"}:
+                raise
+            raise ConfigurationError("A2A over HTTP needs the A2A SDK: pip install 'wattmesh[a2a]'") from error
+        return a2a_server(
+            self._config.model.a2a,
+            org=self._config.model.org,
+            state=self._config.state,
+            messenger=self.messenger,
+            registry=self.agents,
+            clock=self._clock,
+            audit=self.audit,
+            keys=self._signer,
+            crl=self._config.model.crl,
+        )
+
     async def _housekeeping(self) -> None:
         """The report once an hour; every 5 min what waits for the lake, roll-ups, retention and dead letters marked for it."""
         due = 0
@@ -420,8 +455,15 @@ class Cloud:
             "ingest": dict(self.ingest.counts),
             "messages": dict(self.messenger.counters()),
             "market": self.market.snapshot(hashed=True),
-            "trades": sorted(self.market.engine.trades),
-            "commitments": self.market.commitments(),
+            "areas": {
+                name: market.snapshot(hashed=True)
+                for name, market in self.markets.areas.items()
+                if market is not self.market
+            },
+            "trades": sorted(name for market in self.markets.areas.values() for name in market.engine.trades),
+            "commitments": {
+                name: slots for market in self.markets.areas.values() for name, slots in market.commitments().items()
+            },
             "forecasting": self.forecasting.snapshot(),
             "grid": self.grid.snapshot(),
             "strategy": self.strategy.snapshot(),
@@ -438,7 +480,7 @@ class Cloud:
         draft.replace(target)
 
 
-def _bound_socket(host: str, port: int) -> socket.socket:
+def _bound_socket(host: str, port: int, what: str = "API and console") -> socket.socket:
     """A listening socket; raises :class:`ConfigurationError` in one line where the port is taken."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -447,7 +489,7 @@ def _bound_socket(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise ConfigurationError(
-            f"port {port} on {host} cannot be used for API and console ({error.strerror}); "
-            "end what uses it or choose another (http.port; demo: --http-port)"
+            f"port {port} on {host} cannot be used for {what} ({error.strerror}); "
+            "end what uses it or choose another (http.port, tools.port, a2a.port; demo: --http-port)"
         ) from error
     return listener

@@ -28,7 +28,8 @@ def cloud(argv: list[str]) -> int:
 
     config = load_cloud(arguments.file)
     if arguments.action == "check":
-        print(f"{arguments.file}: fine: {len(config.model.market.participants)} participants")
+        areas = (config.model.market, *config.model.areas)
+        print(f"{arguments.file}: fine: {sum(len(one.participants) for one in areas)} participants")
         return 0
     gc.set_threshold(*GC_THRESHOLD)
     asyncio.run(_run(arguments.file, arguments.time_server, arguments.ready_file))

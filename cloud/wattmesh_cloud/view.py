@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from wattmesh_a2a.cards import AgentRegistry
 from wattmesh_a2a.clock import Clock
 from wattmesh_a2a.codec import message_to_json
 from wattmesh_a2a.messages import GatewayStatus
@@ -15,6 +16,7 @@ from wattmesh_cloud.forecasting.service import ForecastingService
 from wattmesh_cloud.grid.service import GridService
 from wattmesh_cloud.ingest import Ingest
 from wattmesh_cloud.live import LiveView
+from wattmesh_cloud.market.areas import Markets
 from wattmesh_cloud.market.service import MarketService
 from wattmesh_cloud.store.base import Item, Series, Store, Table
 
@@ -30,6 +32,7 @@ class CloudView:
     live: LiveView
     ingest: Ingest
     market: MarketService
+    markets: Markets
     forecasting: ForecastingService
     grid: GridService
     strategy: AgentsService
@@ -37,10 +40,24 @@ class CloudView:
     """Site → its announcement, from the retained cards."""
     online: set[str] = field(default_factory=set)
     health: dict[str, GatewayStatus] = field(default_factory=dict)
+    registry: AgentRegistry | None = None
+    """Who is there; none where nobody listens to cards."""
+
+    def agents(self, *, online: bool | None, takes: str | None, limit: int) -> list[dict[str, Any]]:
+        """Agents that fit, by address: version, requests, whether they are there, when they were last heard."""
+        found = [] if self.registry is None else self.registry.agents(online=online, takes=takes)
+        return [
+            {
+                "agent": str(one.address), "name": one.name, "version": one.version, "session": one.session,
+                "requests": list(one.requests), "online": one.online, "last_seen_ns": one.last_seen_ns,
+            }
+            for one in found[:limit]
+        ]  # fmt: skip
 
     def site_ids(self) -> list[str]:
         """Every site that was announced, has data or may trade."""
-        return sorted({*self.announcements, *self.live.sites, *(one.id for one in self.market.config.participants)})
+        traders = (one.id for area in self.markets.areas.values() for one in area.config.participants)
+        return sorted({*self.announcements, *self.live.sites, *traders})
 
     def site(self, site_id: str) -> dict[str, Any]:
         """One site: what it is, how it is, what it does now."""

@@ -18,7 +18,7 @@ from wattmesh_cloud.grid.config import GridConfig
 from wattmesh_cloud.grid.service import GridService
 from wattmesh_cloud.ingest import Ingest
 from wattmesh_cloud.live import LiveView
-from wattmesh_cloud.market.service import MarketService
+from wattmesh_cloud.market.areas import Markets
 from wattmesh_cloud.store.base import Item, Table
 from wattmesh_cloud.view import CloudView
 
@@ -30,6 +30,7 @@ def view(store, messenger, clock, make_config, tmp_path):
     """A cloud whose services stand and do not run."""
     common = (store, messenger, clock, tmp_path, "demo")
     forecasting = ForecastingService(ForecastingConfig(), *common)
+    markets = Markets([make_config()], *common)
 
     async def pay(*what) -> None: ...
 
@@ -38,7 +39,8 @@ def view(store, messenger, clock, make_config, tmp_path):
         store=store,
         live=LiveView(),
         ingest=Ingest(store, messenger, clock, "demo"),
-        market=MarketService(make_config(), *common),
+        market=markets.first,
+        markets=markets,
         forecasting=forecasting,
         grid=GridService(GridConfig(), *common, forecasts=lambda: forecasting.latest, pay=pay),
         strategy=AgentsService(

@@ -50,26 +50,24 @@ class Replica:
         self.rules: dict[str, Any] | None = None
         self.count = 0
 
-    def apply(self, entry: Mapping[str, Any], message: Message | None = None) -> Any:
-        """Let an entry take effect; its output, where it has one.
-
-        Args:
-            entry: As it stands in the journal.
-            message: The entry's message when the caller has it decoded.
-        """
-        self.count += 1
+    def apply(self, entry: Mapping[str, Any]) -> Any:
+        """Let an entry take effect, as it stands in the journal; its output, where it has one."""
         what = entry["what"]
         if what in _ORDERS:
-            if message is None:
-                message = message_from_json(_ORDERS[what], entry["batch"])
-            return self._order(message, entry["now"])
+            return self.apply_message(message_from_json(_ORDERS[what], entry["batch"]), entry["now"])
+        self.count += 1
         return self._other(what, entry)
+
+    def apply_message(self, message: Message, now: int) -> list[OrderResult]:
+        """As :meth:`apply`, of an order's entry whose message the caller has."""
+        self.count += 1
+        return self._order(message, now)
 
     def _order(self, message: Message, now: int) -> list[OrderResult]:
         engine = self.engine
-        if isinstance(message, (OrderAmend, OrderCancel)) and message.area_id != engine.config.area:
-            names = (message.client_order_id,) if isinstance(message, OrderAmend) else message.client_order_ids
-            return engine.elsewhere(names)
+        assert isinstance(message, OrderBatch | OrderPlace | OrderAmend | OrderCancel)
+        if message.area_id != engine.config.area:
+            return engine.elsewhere(_names(message))
         match message:
             case OrderBatch():
                 return engine.submit(message.participant_id, message.slot_start_ns, message.orders, now)
@@ -87,8 +85,6 @@ class Replica:
                     message.participant_id, now,
                     slot_ns=message.slot_start_ns, client_order_ids=message.client_order_ids,
                 )  # fmt: skip
-            case _:
-                raise AssertionError(type(message))
 
     def _other(self, what: str, entry: Mapping[str, Any]) -> Any:
         engine = self.engine
@@ -155,6 +151,16 @@ class Replica:
     def state_hash(self) -> str:
         """Equal markets, equal hashes."""
         return hashlib.sha256(json.dumps(self.dump(), sort_keys=True).encode()).hexdigest()
+
+
+def _names(message: OrderBatch | OrderPlace | OrderAmend | OrderCancel) -> tuple[str, ...]:
+    match message:
+        case OrderBatch() | OrderPlace():
+            return tuple(order.client_order_id for order in message.orders)
+        case OrderAmend():
+            return (message.client_order_id,)
+        case OrderCancel():
+            return message.client_order_ids
 
 
 def write_snapshot(path: Path, state: Mapping[str, Any], chain: bytes) -> None:
