@@ -174,6 +174,15 @@ def create_api(view: CloudView) -> FastAPI:
         """What the cloud's agents last did."""
         return {"forecasting": view.forecasting.snapshot(), "strategy": view.strategy.snapshot()}
 
+    @app.get("/api/v1/registry")
+    async def registry(
+        online: bool | None = None,
+        takes: Annotated[str | None, Query(max_length=200, description="a type of request")] = None,
+        limit: Annotated[int, Query(ge=1, le=_ROWS)] = _ROWS,
+    ) -> list[dict[str, Any]]:
+        """Every agent that has shown a card: version, what it takes, whether it is there, when it was last heard."""
+        return view.agents(online=online, takes=takes, limit=limit)
+
     @app.get("/api/v1/live")
     async def live(request: Request) -> StreamingResponse:
         """The overview once a second, as server-sent events."""

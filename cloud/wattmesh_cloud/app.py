@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import uvicorn
+from wattmesh_a2a.cards import AgentRegistry
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.codec import message_from_json
 from wattmesh_a2a.deadletters import DeadLetters
@@ -118,17 +119,19 @@ class Cloud:
             "market-supervisor", "forecasting", "grid-optimisation", "producer", "consumer", "planning",
             "coordination",
         )  # fmt: skip
+        self._signer = _keys(config)
         self.messenger = Delivery(
             transport,
             address,
             clock,
-            keys=_keys(config),
+            keys=self._signer,
             store=SqliteDedupe(state / "answers.sqlite"),
             dead=DeadLetters(state / "dead.sqlite"),
             peer_requests_per_s=PEER_REQUESTS_PER_S,
             serve=[Address(org, CLOUD_UNIT, name) for name in self.forecasting_ids],
         )
         messenger = self.messenger
+        self.agents = AgentRegistry(messenger, clock)
         self.dead = DeadFrames(state / "dead_frames.sqlite")
         self.ingest = Ingest(self.store, messenger, clock, org, dead=self.dead)
         self.markets = Markets((model.market, *model.areas), self.store, messenger, clock, state, org, warm=warm)
@@ -190,6 +193,7 @@ class Cloud:
             forecasting=self.forecasting,
             grid=self.grid,
             strategy=self.strategy,
+            registry=self.agents,
             announcements=announcements,
             online=online,
         )
@@ -316,6 +320,7 @@ class Cloud:
 
     def _on_status(self, envelope: Envelope) -> None:
         status = envelope.data
+        self.agents.seen(envelope.source)
         if isinstance(status, GatewayStatus) and status.site_id == envelope.source.unit:
             self.view.health[status.site_id] = status
 
@@ -333,9 +338,10 @@ class Cloud:
             running = [group.create_task(service.run(), name=type(service).__name__) for service in self.services]
             running.append(group.create_task(self.ingest.run(), name="ingest"))
             running.append(group.create_task(self._housekeeping(), name="housekeeping"))
-            mcp = self._mcp_server()
-            if mcp is not None:
-                group.create_task(mcp.serve(), name="mcp")
+            faces = [server, *(one for one in (self._mcp_server(), self._a2a_server()) if one is not None)]
+            for face in faces[1:]:
+                listener = _bound_socket(face.config.host, face.config.port, "tools or A2A")
+                group.create_task(face.serve(sockets=[listener]), name="face")
             while not server.started and not serving.done():
                 await asyncio.sleep(0.02)
             if ready is not None:
@@ -349,9 +355,8 @@ class Cloud:
             await self.ingest.settle(10.0)
             for task in running:
                 task.cancel()
-            server.should_exit = True
-            if mcp is not None:
-                mcp.should_exit = True
+            for face in faces:
+                face.should_exit = True
         await self.ingest.stop()
         self._write_report()
         await self.messenger.stop()
@@ -396,6 +401,28 @@ class Cloud:
         server = uvicorn.Server(config)
         server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]  # signals are the command's
         return server
+
+    def _a2a_server(self) -> uvicorn.Server | None:
+        """Agents by A2A over HTTP where the file asks for it."""
+        if self._config.model.a2a is None:
+            return None
+        try:
+            from wattmesh_cloud.a2a_http.serve import a2a_server
+        except ModuleNotFoundError as error:
+            if error.name not in {"a2a", "google", "sse_starlette"}:
+                raise
+            raise ConfigurationError("A2A over HTTP needs the A2A SDK: pip install 'wattmesh[a2a]'") from error
+        return a2a_server(
+            self._config.model.a2a,
+            org=self._config.model.org,
+            state=self._config.state,
+            messenger=self.messenger,
+            registry=self.agents,
+            clock=self._clock,
+            audit=self.audit,
+            keys=self._signer,
+            crl=self._config.model.crl,
+        )
 
     async def _housekeeping(self) -> None:
         """The report once an hour; every 5 min what waits for the lake, roll-ups, retention and dead letters marked for it."""
@@ -458,7 +485,7 @@ class Cloud:
         draft.replace(target)
 
 
-def _bound_socket(host: str, port: int) -> socket.socket:
+def _bound_socket(host: str, port: int, what: str = "API and console") -> socket.socket:
     """A listening socket; raises :class:`ConfigurationError` in one line where the port is taken."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -467,7 +494,7 @@ def _bound_socket(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise ConfigurationError(
-            f"port {port} on {host} cannot be used for API and console ({error.strerror}); "
-            "end what uses it or choose another (http.port; demo: --http-port)"
+            f"port {port} on {host} cannot be used for {what} ({error.strerror}); "
+            "end what uses it or choose another (http.port, tools.port, a2a.port; demo: --http-port)"
         ) from error
     return listener

@@ -33,6 +33,24 @@ class ToolsModel(StrictModel):
     """JSON: id, SHA-256 of the token, roles, and sites (none for all) of each caller."""
 
 
+class A2aModel(StrictModel):
+    """Where agents are served by A2A over HTTP, and who may talk to them."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(ge=1, le=65535)
+    url: str | None = Field(default=None, pattern=r"^https?://[^/]+$")
+    """As clients see it, when that is not the host and port above."""
+    tokens: Path
+    """JSON: id, SHA-256 of the token or identity in the certificate, roles, and sites (none for all) of each caller."""
+    certificate: Path | None = None
+    """With its key: TLS, which is a must beyond loopback."""
+    key: Path | None = None
+    client_ca: Path | None = None
+    """Clients may show a certificate of this authority instead of a token; with ``crl``, none that was revoked."""
+    push_origins: list[str] = []
+    """Receivers of push notifications of our own (``http://10.0.0.7:8000``); all others are public addresses by HTTPS."""
+
+
 class CloudModel(StrictModel):
     """A cloud file."""
 
@@ -48,6 +66,7 @@ class CloudModel(StrictModel):
     crl: Path | None = None
     http: HttpModel = HttpModel()
     tools: ToolsModel | None = None
+    a2a: A2aModel | None = None
     history: Path | None = None
     market: MarketConfig
     areas: tuple[MarketConfig, ...] = ()
@@ -97,14 +116,32 @@ def load_cloud(path: Path) -> CloudConfig:
     if history is not None and not history.is_dir():
         raise ConfigurationError(f"{place(path, 'history')}: {history} is no folder")
     files = {
-        name: base / path for name in ("ca", "certificate", "key", "crl") if (path := getattr(model, name)) is not None
+        name: base / given
+        for name in ("ca", "certificate", "key", "crl")
+        if (given := getattr(model, name)) is not None
     }
     if model.tools is not None:
         files["tools"] = model.tools.model_copy(update={"tokens": base / model.tools.tokens})
+    if model.a2a is not None:
+        files["a2a"] = _a2a(path, model.a2a)
     model = model.model_copy(update=files)
     return CloudConfig(
         model=model,
         state=(base / model.state).resolve(),
         keys=None if model.keys is None else (base / model.keys).resolve(),
         history=history,
+    )
+
+
+def _a2a(path: Path, model: A2aModel) -> A2aModel:
+    """The section with paths that can be used; raises :class:`ConfigurationError`."""
+    if (model.certificate is None) != (model.key is None):
+        raise ConfigurationError(f"{place(path, 'a2a')}: certificate and key go together")
+    if model.certificate is None and (model.client_ca is not None or not is_loopback(model.host)):
+        raise ConfigurationError(
+            f"{place(path, 'a2a', 'host')}: {model.host} without TLS; give certificate and key, or use 127.0.0.1"
+        )
+    names = ("tokens", "certificate", "key", "client_ca")
+    return model.model_copy(
+        update={name: path.parent / found for name in names if (found := getattr(model, name)) is not None}
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from wattmesh_a2a.cards import AgentRegistry
 from wattmesh_a2a.clock import Clock
 from wattmesh_a2a.codec import message_to_json
 from wattmesh_a2a.messages import GatewayStatus
@@ -39,6 +40,19 @@ class CloudView:
     """Site → its announcement, from the retained cards."""
     online: set[str] = field(default_factory=set)
     health: dict[str, GatewayStatus] = field(default_factory=dict)
+    registry: AgentRegistry | None = None
+    """Who is there; none where nobody listens to cards."""
+
+    def agents(self, *, online: bool | None, takes: str | None, limit: int) -> list[dict[str, Any]]:
+        """Agents that fit, by address: version, requests, whether they are there, when they were last heard."""
+        found = [] if self.registry is None else self.registry.agents(online=online, takes=takes)
+        return [
+            {
+                "agent": str(one.address), "name": one.name, "version": one.version, "session": one.session,
+                "requests": list(one.requests), "online": one.online, "last_seen_ns": one.last_seen_ns,
+            }
+            for one in found[:limit]
+        ]  # fmt: skip
 
     def site_ids(self) -> list[str]:
         """Every site that was announced, has data or may trade."""

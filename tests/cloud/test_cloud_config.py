@@ -88,3 +88,20 @@ def test_this_machine_alone_is_fine(load, host):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(ConfigurationError, match=r"nothing\.yaml: cannot be read"):
         load_cloud(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("a2a: {port: 8090, tokens: t.json, host: 10.0.0.1}", "without TLS"),
+        ("a2a: {port: 8090, tokens: t.json, client_ca: ca.pem}", "without TLS"),
+        ("a2a: {port: 8090, tokens: t.json, certificate: c.pem}", "go together"),
+        ("a2a: {port: 8090}", "tokens"),
+    ],
+    ids=["beyond loopback", "client certificates", "no key", "no callers"],
+)
+def test_a2a_over_http_is_safe_or_an_error(tmp_path, lines, said):
+    path = tmp_path / "cloud.yaml"
+    path.write_text(f"{FILE}{lines}\n")
+    with pytest.raises(ConfigurationError, match=said):
+        load_cloud(path)
