@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
@@ -48,6 +49,7 @@ from wattmesh_cloud.lake import Lake
 from wattmesh_cloud.live import LiveView
 from wattmesh_cloud.market.areas import Markets
 from wattmesh_cloud.market.config import MarketConfig
+from wattmesh_cloud.market.replica import Standby
 from wattmesh_cloud.market.risk import SiteState
 from wattmesh_cloud.market.telemetry import site_state
 from wattmesh_cloud.store.dead import DeadLetters as DeadFrames
@@ -107,9 +109,12 @@ class Cloud:
     Args:
         config: The checked file.
         clock: Time of everything but I/O.
+        warm: Standbys of market areas that go on as writers.
     """
 
-    def __init__(self, config: CloudConfig, clock: Clock) -> None:
+    def __init__(
+        self, config: CloudConfig, clock: Clock, *, warm: Mapping[str, Standby] = MappingProxyType({})
+    ) -> None:
         model, state, org = config.model, config.state, config.model.org
         state.mkdir(parents=True, exist_ok=True)
         self._config = config
@@ -137,7 +142,7 @@ class Cloud:
         self.agents = AgentRegistry(messenger, clock)
         self.dead = DeadFrames(state / "dead_frames.sqlite")
         self.ingest = Ingest(self.store, messenger, clock, org, dead=self.dead)
-        self.markets = Markets((model.market, *model.areas), self.store, messenger, clock, state, org)
+        self.markets = Markets((model.market, *model.areas), self.store, messenger, clock, state, org, warm=warm)
         self.market = self.markets.first
         self.forecasting = ForecastingService(
             model.forecasting,

@@ -38,9 +38,9 @@ from wattmesh_a2a.messenger import Messenger
 
 from wattmesh_cloud.market.config import MarketConfig
 from wattmesh_cloud.market.engine import MarketEngine
-from wattmesh_cloud.market.journal import Journal
+from wattmesh_cloud.market.journal import Journal, journal_path
 from wattmesh_cloud.market.marketdata import market_data
-from wattmesh_cloud.market.replica import recovered, write_snapshot
+from wattmesh_cloud.market.replica import Standby, recovered, write_snapshot
 from wattmesh_cloud.market.risk import SiteState
 from wattmesh_cloud.market.rows import clearing_rows, figures, settlement_rows
 from wattmesh_cloud.store.base import JsonValue, Store, Table
@@ -90,10 +90,19 @@ class MarketService:
         clock: The market's time.
         state: Folder of the journal.
         org: Of all addresses.
+        warm: A standby that goes on as the writer.
     """
 
     def __init__(
-        self, config: MarketConfig, store: Store, messenger: Messenger, clock: Clock, state: Path, org: str
+        self,
+        config: MarketConfig,
+        store: Store,
+        messenger: Messenger,
+        clock: Clock,
+        state: Path,
+        org: str,
+        *,
+        warm: Standby | None = None,
     ) -> None:
         self.config = config
         self.address = Address(org, CLOUD_UNIT, MARKET_AGENT)
@@ -111,9 +120,9 @@ class MarketService:
         self._gateways: dict[str, Address] = {}
         self._executed: list[tuple[str, Trade]] = []
         self._telling = False
-        self._journal = Journal(state / f"market-{config.area}.journal")
+        self._journal = Journal(journal_path(state, config.area))
         self._snapshot = state / f"market-{config.area}.snapshot"
-        self._replica = recovered(config, self._journal, self._snapshot)
+        self._replica = recovered(config, self._journal, self._snapshot, warm)
         self._snapshot_due = self._replica.count + _SNAPSHOT_ENTRIES
         # The rules are in the journal, too: a changed file holds from here on and rewrites nothing.
         own = config.model_dump(mode="json", by_alias=True)
