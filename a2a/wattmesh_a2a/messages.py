@@ -18,8 +18,11 @@ from wattmesh_a2a.grid import (
     DemandResponseOffer,
     FrequencyEvent,
     GridEvent,
+    GridInstruction,
+    GridInstructionResult,
 )
 from wattmesh_a2a.market import Order, OrderStatus, RejectReason, Trade
+from wattmesh_a2a.plans import CoordinationReply, CoordinationRound, SitePlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +34,21 @@ class AssetSummary:
     rated_power_w: float | None
     rated_energy_wh: float | None
     template: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlexibleNeed:
+    """A load that can wait: what it needs in each of its windows."""
+
+    device: str
+    energy_wh: float
+    power_w: float
+    begins: str
+    """Local time of day, ``HH:MM``; a window that ends before it begins goes over midnight, one that ends when it begins takes
+    all the time from one end to the next."""
+    ends: str
+    days: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6)
+    """Local days on which a window ends, Monday is 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +71,7 @@ class SiteAnnouncement:
     agents: tuple[str, ...]
     frequency_response: bool
     """Whether the reflex may move power here, or only watches."""
+    flexible: tuple[FlexibleNeed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -382,7 +401,7 @@ class GatewayStatus:
     resident_mb: float
     cpu_s: float
     plan_source: str
-    """What the agents follow now: ``market``, ``plan``, ``tariff`` or ``self-consumption``."""
+    """What the agents follow now: ``market``, ``cloud`` (a site plan), ``plan``, ``tariff`` or ``self-consumption``."""
 
 
 Message = (
@@ -405,12 +424,17 @@ Message = (
     | CommitmentList
     | ForecastIssued
     | Strategy
+    | SitePlan
+    | CoordinationRound
+    | CoordinationReply
     | ConfigurationChange
     | DemandResponseEvent
     | DemandResponseOffer
     | DemandResponseDispatch
     | FrequencyEvent
     | GridEvent
+    | GridInstruction
+    | GridInstructionResult
     | Alarm
     | Decision
     | Acknowledged
@@ -441,12 +465,17 @@ MESSAGE_TYPES: dict[str, type[Message]] = {
     "wattmesh.market.commitment.list.v1": CommitmentList,
     "wattmesh.forecast.issued.v1": ForecastIssued,
     "wattmesh.strategy.v1": Strategy,
+    "wattmesh.plan.site.v1": SitePlan,
+    "wattmesh.plan.round.v1": CoordinationRound,
+    "wattmesh.plan.reply.v1": CoordinationReply,
     "wattmesh.configuration.change.v1": ConfigurationChange,
     "wattmesh.dr.event.v1": DemandResponseEvent,
     "wattmesh.dr.offer.v1": DemandResponseOffer,
     "wattmesh.dr.dispatch.v1": DemandResponseDispatch,
     "wattmesh.frequency.event.v1": FrequencyEvent,
     "wattmesh.grid.event.v1": GridEvent,
+    "wattmesh.grid.instruction.v1": GridInstruction,
+    "wattmesh.grid.instruction.result.v1": GridInstructionResult,
     "wattmesh.alarm.v1": Alarm,
     "wattmesh.decision.v1": Decision,
     "wattmesh.acknowledged.v1": Acknowledged,
@@ -469,9 +498,14 @@ SIGNED_TYPES: frozenset[type[Message]] = frozenset(
         Commitment,
         CommitmentList,
         Strategy,
+        SitePlan,
+        CoordinationRound,
+        CoordinationReply,
         ConfigurationChange,
         DemandResponseDispatch,
         DemandResponseOffer,
+        GridInstruction,
+        GridInstructionResult,
         TelemetryAck,
         Revoke,
     }

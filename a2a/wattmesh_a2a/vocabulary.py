@@ -68,6 +68,7 @@ from wattmesh_a2a.messages import (
     Strategy,
     TelemetryAck,
 )
+from wattmesh_a2a.plans import CoordinationReply, CoordinationRound, PlannedLoad, SitePlan
 
 _NOON = 1_782_820_800_000_000_000  # 2026-06-30T12:00:00Z
 _SLOT = 900_000_000_000
@@ -166,6 +167,16 @@ EXAMPLES: tuple[Message, ...] = (
         site_id="home-1", expires_ns=_NOON + 12 * _SLOT, reserve_soc_percent=20.0, peak_limit_w=4000.0, trade=True,
         rationale="a cold evening is forecast",
     ),
+    SitePlan(
+        site_id="home-1", issued_ns=_NOON, expires_ns=_NOON + 8 * _SLOT, start_ns=_NOON, slot_s=900, grid_w=(0, 1200),
+        battery_w=(-800, 400), stored_wh=(4800, 4895), min_grid_w=(0, 1200), max_grid_w=(0, 2500),
+        loads=(PlannedLoad(device="ev", power_w=(0, 3600)),), reasons=("load: gap: 2 of 48 h",),
+    ),
+    CoordinationRound(
+        site_id="home-1", agreement_id="area-1-20260630T1200", number=3, final=False, expires_ns=_NOON + 4 * _SLOT,
+        start_ns=_NOON, slot_s=3600, wish_w=(400, -200), weight_ticks=50.0,
+    ),
+    CoordinationReply(site_id="home-1", agreement_id="area-1-20260630T1200", number=3, grid_w=(500, 0)),
     DemandResponseEvent(
         id="dr-20260630-1", start_ns=_NOON + 4 * _SLOT, end_ns=_NOON + 8 * _SLOT, target_w=20000, price_ticks=4000,
         state=DemandResponseState.ANNOUNCED, reason="transformer T4 above 90 %",
@@ -274,7 +285,14 @@ def example(message: Message) -> dict[str, Any]:
     }
     answer = isinstance(
         message,
-        Acknowledged | Refused | OrderBatchResult | OrderResults | CommitmentList | DemandResponseOffer | StatsReport,
+        Acknowledged
+        | Refused
+        | OrderBatchResult
+        | OrderResults
+        | CommitmentList
+        | DemandResponseOffer
+        | StatsReport
+        | CoordinationReply,
     )
     whole = codec.to_fields(
         Envelope(

@@ -3,8 +3,7 @@
 #
 #   ./build.sh OUT BUCKET WHEELS_AMD64 WHEELS_AARCH64
 #
-# WHEELS_*: folders with the wattmesh wheel of that architecture (cibuildwheel) and those that it needs:
-#   pip download --only-binary :all: --platform manylinux2014_aarch64 --python-version 311 -d WHEELS_AARCH64 <edge's requirements>
+# WHEELS_*: folders with the wattmesh wheel of that architecture and those that it needs: scripts/wheels OUT x86_64 aarch64
 # Nothing is sent anywhere; upload OUT's zips to s3://BUCKET/io.wattmesh.Gateway/VERSION/ and create the component from OUT/recipe.yaml.
 set -eu
 

@@ -7,7 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.control import Applied, Clamped, Decision, Failed, Priority, Proposal, Rejected
@@ -56,6 +56,10 @@ class FastResponse(Protocol):
         ...
 
 
+T = TypeVar("T")
+WhatIf = Callable[
+    [SiteImage | None, Sequence[Proposal], Mapping[str, BatteryLimits], SiteLimits, Mapping[str, float]], T
+]
 Record = Callable[[SiteImage, Sequence[Decision], Mapping[str, str]], None]
 
 
@@ -127,6 +131,8 @@ class ControlCycle:
         """Longest cycle in real time."""
         self.cycle_ns = 0
         """Last cycle in real time."""
+        self._proposals: Sequence[Proposal] = ()
+        """Of the last cycle."""
         self.image: SiteImage | None = None
         self.decisions: Sequence[Decision] = ()
         """Of the last cycle."""
@@ -192,7 +198,7 @@ class ControlCycle:
         """One cycle."""
         await self._poll()
         image = self.image = self._maker.make(self._clock.utc_ns(), self._clock.monotonic_ns())
-        proposals = self._ask(image)
+        proposals = self._proposals = self._ask(image)
         decisions = self._decide(image, proposals)
         self._baseline = {one.asset_id: one.target_w for one in decisions if one.target_w is not None}
         if responses := self._responses(image):
@@ -211,6 +217,16 @@ class ControlCycle:
         since_ns = self._period_ns if self._last_ns is None else image.monotonic_ns - self._last_ns
         elapsed_s = min(since_ns, _LONGEST_STEP * self._period_ns) / NS_PER_S
         return arbitrate(image, proposals, self._batteries, self._site, held=self._held, elapsed_s=elapsed_s)
+
+    def tried(self, what_if: WhatIf[T], *, without: str = "") -> T:
+        """The result of a question about the last cycle's decision, with what it was decided from; nothing is written by it.
+
+        Args:
+            what_if: Gets the image, the proposals, the limits of the assets and the connection, and what is held.
+            without: Source of proposals that are left out.
+        """
+        proposals = [one for one in self._proposals if one.source != without]
+        return what_if(self.image, proposals, self._batteries, self._site, self._held)
 
     async def _poll(self) -> None:
         """Read every device. One whose driver fails in a way nobody thought of goes stale, and the others go on."""

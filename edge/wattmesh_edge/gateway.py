@@ -37,12 +37,14 @@ from wattmesh_edge.disk import DiskWork
 from wattmesh_edge.frequency import FrequencyWatch
 from wattmesh_edge.history import History
 from wattmesh_edge.image import ImageMaker, SiteImage
+from wattmesh_edge.instructions import Instructions, Operator
 from wattmesh_edge.local import LocalServer
 from wattmesh_edge.maintenance import Maintenance
 from wattmesh_edge.memory import Memory
 from wattmesh_edge.metering import Metering
 from wattmesh_edge.outbox import Outbox
 from wattmesh_edge.panel import Panel
+from wattmesh_edge.planned import PlanInbox
 from wattmesh_edge.reporter import Reporter
 from wattmesh_edge.service import ServiceManager
 from wattmesh_edge.trace import DecisionTrace
@@ -133,11 +135,13 @@ class Gateway:
             period_s=model.control.period_s,
             taken=self._load_taken(),
             import_limit_w=min(model.connection.import_limit_w, model.control.peak_limit_w or math.inf),
+            planned=self._planned_load_w,
         )
+        self.instructions = Instructions(period_s=model.control.period_s)
         self.control = ControlCycle(
             self.drivers,
             self._maker,
-            [*self.agents, self._flexible],
+            [self.instructions, *self.agents, self._flexible],
             {**batteries, **parts.load_limits(site)},
             parts.site_limits(site),
             clock,
@@ -153,11 +157,15 @@ class Gateway:
             site, self.outlook, self.agents, self.messenger, self._db, self._memory, clock,
             counts=self.counts, spawn=self._spawn, image=lambda: self.control.image,
         )  # fmt: skip
+        self.plans = PlanInbox(
+            self.site_id, self.outlook, self.messenger, self._memory, clock, image=lambda: self.control.image
+        )
+        Operator(self.instructions, self.control, self.messenger, self._memory, clock).register()
         self.messenger.on_request(ConfigurationChange, self._on_configuration)
         self._maintenance = Maintenance(self.site_id, self.drivers, self._maker, parts.planes(site), self._db)
         self.reporter = Reporter(
             site, self.control, self.outbox, self.messenger, self.frequency, self._db,
-            counts=self.counts, clock=clock, plan_source=self._plan_source,
+            counts=self.counts, clock=clock, plan_source=self._plan_source, flexible=self._flexible.needs(),
         )  # fmt: skip
         self.panel = Panel(
             self.site_id,
@@ -349,8 +357,11 @@ class Gateway:
         self._history.prune(now_ns)
         self.dealings.prune(now_ns)
 
+    def _planned_load_w(self, device: str, utc_ns: int) -> float | None:
+        return self.plans.load_w(device, utc_ns)
+
     def _plan_source(self, now_ns: int) -> str:
-        return "market" if self.dealings.in_market(now_ns) else self.outlook.source
+        return "market" if self.dealings.in_market(now_ns) else self.outlook.followed(now_ns)
 
     # -- configuration
 

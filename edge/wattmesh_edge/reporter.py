@@ -11,7 +11,7 @@ from collections.abc import Callable
 from wattmesh_a2a.clock import Clock
 from wattmesh_a2a.codec import record_line
 from wattmesh_a2a.delivery import Delivery
-from wattmesh_a2a.messages import AssetSummary, GatewayStatus, SiteAnnouncement
+from wattmesh_a2a.messages import AssetSummary, FlexibleNeed, GatewayStatus, SiteAnnouncement
 
 from wattmesh_edge.config import Site
 from wattmesh_edge.control import ControlCycle
@@ -34,7 +34,8 @@ class Reporter:
         db: The gateway's database.
         counts: Counters over all starts, by name; shared with whoever counts.
         clock: The gateway's.
-        plan_source: What the battery follows at a time: ``market``, ``plan``, ``tariff`` or ``self-consumption``.
+        plan_source: What the battery follows at a time: ``market``, ``cloud``, ``plan``, ``tariff`` or ``self-consumption``.
+        flexible: Loads that can wait.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Reporter:
         counts: Counter[str],
         clock: Clock,
         plan_source: Callable[[int], str],
+        flexible: tuple[FlexibleNeed, ...] = (),
     ) -> None:
         self._site = site
         self._site_id = site.model.site
@@ -60,6 +62,7 @@ class Reporter:
         self._counts = counts
         self._clock = clock
         self._plan_source = plan_source
+        self._flexible = flexible
 
     def announcement(self) -> dict[str, object]:
         """What the retained card says of this site."""
@@ -86,6 +89,7 @@ class Reporter:
             ),
             agents=model.agents,
             frequency_response=bool(self._frequency.responding),
+            flexible=self._flexible,
         )
         line: dict[str, object] = json.loads(record_line(announcement))
         return line

@@ -17,7 +17,7 @@ from wattmesh_a2a.grid import (
 )
 from wattmesh_a2a.messages import Acknowledged, GatewayStatus
 from wattmesh_cloud.grid.config import GridConfig
-from wattmesh_cloud.grid.service import GridService, least_cost, peak_window
+from wattmesh_cloud.grid.service import GridService, peak_window
 from wattmesh_cloud.ingest import items_of
 from wattmesh_cloud.store.base import Table
 
@@ -95,13 +95,6 @@ def offer(site, watts, price, *, event="dr-1", baseline=4000):
     return DemandResponseOffer(event_id=event, site_id=site, offered_w=watts, price_ticks=price, baseline_w=baseline)
 
 
-def event(target=-3000, price=3000):
-    return DemandResponseEvent(
-        id="dr-1", start_ns=HOUR, end_ns=2 * HOUR, target_w=target, price_ticks=price,
-        state=DemandResponseState.ANNOUNCED, reason="",
-    )  # fmt: skip
-
-
 # -- peak_window
 
 
@@ -131,28 +124,6 @@ def test_no_window_where_nothing_stands_out_or_the_fleet_exports(make_forecast, 
     pv = make_forecast("ann", "pv_wh", midnight_ns, [100.0] * 96)
     assert peak_window({"ann": {"pv_wh": pv}}, midnight_ns, HOUR, 90) is None
     assert peak_window({}, midnight_ns, HOUR, 90) is None
-
-
-# -- least_cost
-
-
-def test_the_cheapest_first_and_the_last_in_part():
-    taken = least_cost(event(), [offer("bob", -2000, 2000), offer("ann", -2000, 1000), offer("cem", -500, 2500)])
-    assert {site: one.power_w for site, one in taken.items()} == {"ann": -2000, "bob": -1000}
-    assert {one.price_ticks for one in taken.values()} == {3000}, "all get the event's price"
-    assert taken["ann"].baseline_w == 4000
-    assert (taken["ann"].start_ns, taken["ann"].end_ns) == (HOUR, 2 * HOUR)
-
-
-def test_too_dear_none_or_in_the_wrong_direction_is_not_taken():
-    offers = [offer("ann", -2000, 3001), offer("bob", 0, 1), offer("cem", 800, 1)]
-    assert least_cost(event(), offers) == {}
-
-
-def test_equal_prices_go_by_name_whatever_the_order_of_arrival():
-    offers = [offer("bob", -2500, 2000), offer("ann", -2500, 2000)]
-    assert least_cost(event(), offers) == least_cost(event(), offers[::-1])
-    assert least_cost(event(), offers)["ann"].power_w == -2500
 
 
 # -- an event's life
@@ -248,7 +219,7 @@ async def test_a_restart_before_the_answers_were_kept_asks_again(world, clock, b
     await clock.advance(11 * 3600)
     (running,) = world.service.running.values()
     assert running.event.state is DemandResponseState.DISPATCHED
-    world.service._save()  # another event may have it written at just this moment
+    world.service.response.save()  # another event may have it written at just this moment
     first.cancel()
     for task in world.service._tasks:
         task.cancel()

@@ -1,153 +1,259 @@
-"""The cloud side of producers and consumers: a strategy a site and hour, explained and recorded."""
+"""The five agents at work: when each of them looks, what came of a day, and what a person has approved."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
+from wattmesh_a2a.alarms import Alarm
 from wattmesh_a2a.clock import NS_PER_S, Clock
-from wattmesh_a2a.envelope import CLOUD_UNIT, CONSUMER_AGENT, GATEWAY_AGENT, PRODUCER_AGENT, Address
-from wattmesh_a2a.errors import WattmeshError
-from wattmesh_a2a.forecast import Forecast
-from wattmesh_a2a.messages import IntervalEnergy, Message, Strategy
+from wattmesh_a2a.envelope import Envelope
+from wattmesh_a2a.errors import InvalidMessageError
+from wattmesh_a2a.messages import IntervalEnergy, Message
 from wattmesh_a2a.messenger import Messenger
 
-from wattmesh_cloud.agents.reasoner import PolicyReasoner, Reasoner, SiteSituation, within_limits
-from wattmesh_cloud.forecasting.service import median_of
-from wattmesh_cloud.market.config import MarketConfig
+from wattmesh_cloud.agents.approvals import ApprovalQueue
+from wattmesh_cloud.agents.config import AgentsConfig
+from wattmesh_cloud.agents.contract import ModelOutcome, Reasoner, Record
+from wattmesh_cloud.agents.controls import Budget, BudgetLimits, KillSwitch
+from wattmesh_cloud.agents.database import Database
+from wattmesh_cloud.agents.desk import Desk, Look
+from wattmesh_cloud.agents.effects import Services
+from wattmesh_cloud.agents.feedback import Feedback
+from wattmesh_cloud.agents.guards import Guards
+from wattmesh_cloud.agents.learning import PARAMETERS, Learner
+from wattmesh_cloud.agents.looks import Looks, Sources
+from wattmesh_cloud.agents.memory import LocalMemory
+from wattmesh_cloud.agents.proposals import Proposal, subject
+from wattmesh_cloud.agents.roster import ROSTER
+from wattmesh_cloud.audit import AuditLog
 from wattmesh_cloud.store.base import Item, JsonValue, Store, Table
 
-log = logging.getLogger(__name__)
-
-_EVERY_NS = 3600 * NS_PER_S
-_SLOT_NS = 900 * NS_PER_S
-_THINK_S = 2.0
+_STEP_NS = 300 * NS_PER_S
+_HOUR_NS = 3600 * NS_PER_S
+_DAY_NS = 24 * _HOUR_NS
 
 
-class StrategyService:
+class AgentsService:
     """See the module.
 
     Args:
-        config: The market's, for the participants' limits.
+        config: The agents' section.
+        sources: The running services.
         store: Gets every decision with its rationale.
-        messenger: Serves ``ORG/cloud/producer`` and ``ORG/cloud/consumer``.
-        clock: Of the strategies.
-        state: Not used; every service has one.
+        messenger: Serves the agents' addresses.
+        clock: Of the decisions.
+        state: Folder of the agents' memory.
         org: Of all addresses.
-        forecasts: Newest forecasts by site and quantity.
-        reasoner: Thinks.
+        audit: Gets what people decide.
+        reasoner: A model; none for policies alone.
     """
 
     def __init__(
         self,
-        config: MarketConfig,
+        config: AgentsConfig,
+        sources: Sources,
         store: Store,
         messenger: Messenger,
         clock: Clock,
         state: Path,
         org: str,
         *,
-        forecasts: Callable[[], Mapping[str, Mapping[str, Forecast]]],
+        audit: AuditLog,
         reasoner: Reasoner | None = None,
     ) -> None:
-        del state
-        self._limits = {one.id: one.import_limit_w for one in config.participants}
-        self._store = store
-        self._messenger = messenger
-        self._clock = clock
-        self._org = org
-        self._forecasts = forecasts
-        self._reasoner = reasoner or PolicyReasoner()
-        self._net: dict[str, deque[int]] = defaultdict(lambda: deque(maxlen=672))
-        self.latest: dict[str, Strategy] = {}
-        self.refused = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        model = config.model
+        self.config = config
+        self._store, self._clock = store, clock
+        self.database = Database(state / "agents.sqlite")
+        self.memory = LocalMemory(self.database)
+        self.learner = Learner(self.database)
+        self.approvals = ApprovalQueue(self.database, audit)
+        self.switch = KillSwitch(self.database, audit)
+        self.effects = Services(sources, messenger, clock, org)
+        self.looks = Looks(sources, clock, self._settings, self.effects.in_force)
+        self.looks.retrained = self.effects.retrained
+        self.feedback = Feedback(self.memory, self.learner, sources)
+        prices = (model.input_price, model.output_price) if model is not None else (0.0, 0.0)
+        self.budget = Budget(
+            self.database,
+            model.limits() if model is not None else BudgetLimits(),
+            input_price=prices[0],
+            output_price=prices[1],
+        )
+        self.reasoner = reasoner
+        self.desk = Desk(
+            clock,
+            Guards(self.database, config.approval),
+            self.effects,
+            self.memory,
+            self.approvals,
+            self.switch,
+            self.budget,
+            reasoner=reasoner,
+            deadline_s=model.deadline_s if model is not None else 20.0,
+            tokens=model.tokens if model is not None else 0,
+            approval_s=config.approval_s,
+        )
+        self._sources, self._messenger = sources, messenger
+        self._known = {one.id for one in sources.market_config.participants}
+        self._day = clock.utc_ns() // _DAY_NS
+        if sources.grid is not None and config.demand_response:
+            sources.grid.plans_days = False
+
+    def _settings(self, about: str, agent: str) -> Mapping[str, float]:
+        if not self.config.learning:
+            return {name: one.default for name, one in PARAMETERS.items()}
+        return self.learner.settings(about, agent, self._clock.utc_ns())
 
     def register(self) -> None:
-        """These agents take no requests yet."""
+        """Listen to alarms: their text is data for whoever looks."""
+        self._messenger.on_event(Alarm, self._on_alarm)
+
+    def _on_alarm(self, envelope: Envelope) -> None:
+        alarm = envelope.data
+        if isinstance(alarm, Alarm) and envelope.source.unit == alarm.site_id and alarm.site_id in self._known:
+            self.looks.note(alarm.site_id, f"alarm {alarm.asset_id or alarm.site_id}", alarm.text)
 
     def on_record(self, site: str, message: Message) -> None:
-        """Learn a site's usual load less PV from whole quarter hours."""
+        """Learn a site's usual load less PV, and what a day brought, from whole quarter hours."""
         if isinstance(message, IntervalEnergy) and message.site_id == site and message.complete:
-            self._net[site].append(message.load_wh - message.pv_wh)
+            self.looks.interval(site, message)
+            self.feedback.interval(site, message)
+
+    # -- time
 
     async def run(self) -> None:
-        """A strategy a site and hour, for ever."""
+        """Market and grid every five minutes, each site once an hour, for ever."""
         with self._clock.runner():
             while True:
                 mono = self._clock.monotonic_ns()
-                await self._clock.sleep_until_ns(mono - mono % _EVERY_NS + _EVERY_NS)
-                for site in sorted(self._limits):
-                    await self._think(site)
+                due = mono - mono % _STEP_NS + _STEP_NS
+                await self._clock.sleep_until_ns(due)
+                await self.round(sites=due % _HOUR_NS == 0)
+
+    async def round(self, *, sites: bool) -> None:
+        """Everybody whose turn it is looks once."""
+        await self._carry_out_approved()
+        if self._sources.market is not None:
+            await self.decide("market-supervisor", self.looks.market)
+        if self._sources.grid is not None:
+            await self.decide("grid-optimisation", self.looks.grid)
+        if not sites:
+            return
+        for site in self.looks.sites():
+            await self._site(site)
+        now = self._clock.utc_ns()
+        if now // _DAY_NS != self._day:
+            self._day = now // _DAY_NS
+            await asyncio.to_thread(self.feedback.day_over, now)
+            await asyncio.to_thread(self.memory.forget, now)
+
+    async def _site(self, site: str) -> None:
+        if self._sources.forecasting is not None:
+            await self.decide("forecasting", lambda: self.looks.forecast(site))
+        for agent in ("producer", "consumer"):
+            await self.decide(agent, self._look_at(site, agent))
+        self.effects.flush()
+
+    def _look_at(self, site: str, agent: str) -> Look:
+        return lambda: self.looks.site(site, agent)
+
+    async def decide(self, agent: str, look: Look, *, session: str = "") -> Record:
+        """One agent's decision, stored. What a model adds later is stored again under the same name."""
+        record = await self.desk.decide(ROSTER[agent], look, session=session)
+        if record.entries or record.model not in (ModelOutcome.ABSENT, ModelOutcome.REFINED):
+            await asyncio.to_thread(self._store.put, Table.MARKET_DATA, [_row(record)])
+        return record
+
+    def look_for(self, agent: str, about: str) -> Look | None:
+        """How an agent looks at a subject; none for what is not known."""
+        if agent == "market-supervisor" and self._sources.market is not None:
+            return self.looks.market
+        if agent == "grid-optimisation" and self._sources.grid is not None:
+            return self.looks.grid
+        if about not in self._known:
+            return None
+        if agent == "forecasting":
+            return (lambda: self.looks.forecast(about)) if self._sources.forecasting is not None else None
+        return self._look_at(about, agent) if agent in ("producer", "consumer") else None
+
+    async def _carry_out_approved(self) -> None:
+        now = self._clock.utc_ns()
+        await asyncio.to_thread(self.approvals.expire, now)
+        for approval in await asyncio.to_thread(self.approvals.approved):
+            look = self.look_for(approval.agent, subject(approval.proposal))
+            await self.desk.carry_out(approval, ROSTER[approval.agent], look)
+        self.effects.flush()
+
+    async def propose(self, agent: str, about: str, proposal: Proposal, actor: str) -> Record:
+        """What an operator asks an agent to do: through its guards, and where it needs one, before a person.
+
+        Raises:
+            InvalidMessageError: No such agent or subject.
+        """
+        look = self.look_for(agent, about) if agent in ROSTER else None
+        if look is None:
+            raise InvalidMessageError(f"{agent[:64]} knows nothing of {about[:64]}")
+        session = f"{actor}/{self._clock.utc_ns() // _DAY_NS}"
+        record = await self.desk.propose(ROSTER[agent], look, proposal, actor, session=session)
+        self.effects.flush()
+        return record
 
     async def finish(self) -> None:
         """End what is under way."""
-        for task in list(self._tasks):
+        await self.desk.finish()
+        tasks = list(self.effects.tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self.reasoner is not None:
+            await self.reasoner.close()
 
-    async def _think(self, site: str) -> None:
-        now = self._clock.utc_ns()
-        situation = self._situation(site, now)
-        try:
-            async with asyncio.timeout(_THINK_S):
-                wished = await self._reasoner.strategy(situation, now + 2 * _EVERY_NS)
-        except TimeoutError:
-            log.warning("no strategy for %s within %.0f s; the last one stands", site, _THINK_S)
-            return
-        strategy = within_limits(wished, situation) if wished is not None else None
-        if strategy is None:
-            self.refused += wished is not None
-            return
-        self.latest[site] = strategy
-        agent = PRODUCER_AGENT if strategy.peak_limit_w is None else CONSUMER_AGENT
-        data: dict[str, JsonValue] = {
-            "agent": agent,
-            "site": site,
-            "rationale": strategy.rationale,
-            "peak_limit_w": strategy.peak_limit_w,
-            "reserve_soc_percent": strategy.reserve_soc_percent,
-            "trade": strategy.trade,
-        }
-        item = Item(partition="agents#decisions", time_ns=now, id=f"{agent}-{site}", data=data)
-        await asyncio.to_thread(self._store.put, Table.MARKET_DATA, [item])
-        task = asyncio.get_running_loop().create_task(self._send(site, strategy, Address(self._org, CLOUD_UNIT, agent)))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def close(self) -> None:
+        """Release the memory's file."""
+        self.database.close()
 
-    def _situation(self, site: str, now: int) -> SiteSituation:
-        forecasts = self._forecasts().get(site, {})
-        expected = []
-        if "load_wh" in forecasts and "pv_wh" in forecasts:
-            first = now - now % _SLOT_NS
-            for slot in range(first, first + 96 * _SLOT_NS, _SLOT_NS):
-                load, pv = median_of(forecasts["load_wh"], slot), median_of(forecasts["pv_wh"], slot)
-                if load is not None and pv is not None:
-                    expected.append(load - pv)
-        return SiteSituation(
-            site_id=site,
-            now_ns=now,
-            net_wh=tuple(self._net[site]),
-            expected_net_wh=tuple(expected),
-            import_limit_w=self._limits[site],
-        )
-
-    async def _send(self, site: str, strategy: Strategy, source: Address) -> None:
-        to = Address(self._org, site, GATEWAY_AGENT)
-        try:
-            await self._messenger.request(to, strategy, expires_ns=strategy.expires_ns, as_agent=source, timeout_s=60.0)
-        except WattmeshError as error:
-            log.info("strategy for %s not delivered: %s", site, error)
+    @property
+    def refused(self) -> int:
+        """Proposals that a guard stopped, since the start."""
+        return sum(count for name, count in self.desk.counts.items() if ".stopped" in name)
 
     def snapshot(self) -> dict[str, JsonValue]:
         """Figures for the report, the API and the console."""
+        counts = self.desk.counts
         return {
             "refused": self.refused,
+            "counts": dict(sorted(counts.items())),
+            "model": self.reasoner.name if self.reasoner is not None else None,
+            "models_on": self.switch.state().on,
             "strategies": {
                 site: {"rationale": one.rationale, "peak_limit_w": one.peak_limit_w, "trade": one.trade}
-                for site, one in self.latest.items()
+                for site, one in self.effects.latest.items()
             },
         }
+
+
+def _row(record: Record) -> Item:
+    done = [entry for entry in record.entries if entry.outcome == "done"]
+    limit = next((one.proposal["limit_w"] for one in done if one.proposal.get("kind") == "set_peak_limit"), None)
+    data: dict[str, JsonValue] = {
+        "id": record.id,
+        "agent": record.agent,
+        "site": record.subject,
+        "rationale": "; ".join(str(entry.proposal.get("rationale", "")) for entry in record.entries)[:900],
+        "peak_limit_w": limit,
+        "model": str(record.model),
+        "proposals": [
+            {
+                "kind": str(entry.proposal.get("kind", "")),
+                "origin": entry.origin,
+                "outcome": entry.outcome,
+                "guard": entry.guard,
+                "reason": entry.reason,
+            }
+            for entry in record.entries
+        ],
+    }
+    return Item(partition="agents#decisions", time_ns=record.time_ns, id=f"{record.agent}-{record.subject}", data=data)

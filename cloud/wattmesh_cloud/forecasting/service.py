@@ -12,6 +12,7 @@ import csv
 import logging
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from wattmesh_a2a.alarms import Alarm, Severity
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.codec import message_from_json
 from wattmesh_a2a.envelope import CLOUD_UNIT, FORECAST_AGENT, GATEWAY_AGENT, Address
-from wattmesh_a2a.errors import ConfigurationError, WattmeshError
+from wattmesh_a2a.errors import ConfigurationError, ConflictError, WattmeshError
 from wattmesh_a2a.forecast import Forecast
 from wattmesh_a2a.messages import ForecastIssued, IntervalEnergy, Message
 from wattmesh_a2a.messenger import Messenger
@@ -47,6 +48,22 @@ _BETTER = 0.98
 _LOOK_AHEAD = 24
 """Quarter hours in which a changed forecast matters to a plan."""
 _ALERTS = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """How a site's forecasts do; energies a slot, by quantity."""
+
+    issued_age_s: float | None
+    reading_age_s: float | None
+    """Since the end of the newest metered quarter hour."""
+    error_wh: Mapping[str, tuple[float, float]]
+    """Mean pinball loss of the model in charge over the last day, and over the week."""
+    losses: Mapping[str, Mapping[str, float]]
+    """Model → mean pinball loss over the slots that all have forecast."""
+    scored_slots: Mapping[str, int]
+    in_charge: Mapping[str, str]
+    widened: Mapping[str, tuple[str, ...]]
 
 
 class ForecastingService:
@@ -290,6 +307,71 @@ class ForecastingService:
                 continue  # not known is not zero: no forecast of it
             forecasts.append(_forecast(site, quantity, now_ns, start, table, self._model.name))
         return tuple(forecasts)
+
+    def reasons(self, site: str) -> tuple[str, ...]:
+        """Why a site's forecasts are wider than usual; empty when nothing was wrong."""
+        model = self._learned.get(site)
+        if model is None:
+            return ()
+        return tuple(f"{quantity}: {reason}" for quantity, found in model.reasons.items() for reason in found)
+
+    def health(self, site: str, now_ns: int) -> Health:
+        """What a supervisor looks at."""
+        latest, past = self.latest.get(site, {}), self._past.get(site)
+        errors, means, scored, charge = {}, {}, {}, {}
+        for quantity in QUANTITIES:
+            losses = self._losses.get((site, quantity), {})
+            name = self.in_charge.get((site, quantity), self._model.name)
+            count = min((len(one) for one in losses.values()), default=0)
+            charge[quantity], scored[quantity] = name, count
+            if count:
+                means[quantity] = {
+                    model: float(np.mean(list(one)[-count:])) for model, one in losses.items() if model != PERSISTENCE
+                }
+            own = list(losses.get(name, ()))
+            if len(own) > _SLOTS_A_DAY:
+                errors[quantity] = (float(np.mean(own[-_SLOTS_A_DAY:])), float(np.mean(own)))
+        model = self._learned.get(site)
+        return Health(
+            issued_age_s=(now_ns - min(one.issued_ns for one in latest.values())) / NS_PER_S if latest else None,
+            reading_age_s=(now_ns - max(past) - _SLOT_NS) / NS_PER_S if past else None,
+            error_wh=errors,
+            losses=means,
+            scored_slots=scored,
+            in_charge=charge,
+            widened={} if model is None else {name: tuple(why) for name, why in model.reasons.items() if why},
+        )
+
+    async def retrain(self, site: str) -> None:
+        """Learn a site's model anew from all that is stored; takes effect with the next issue.
+
+        Raises:
+            ConflictError: Nothing is learned here, or nothing is known of the site.
+        """
+        if not self._learns or not self._past.get(site):
+            raise ConflictError(f"no model of {site} can learn anew")
+        now = self._clock.utc_ns()
+        first = now - _LEARNED_HISTORY_SLOTS * _SLOT_NS
+        items = await asyncio.to_thread(
+            self._store.query, Table.CONSUMER_METRICS, site, first, now + _SLOT_NS, limit=100_000
+        )
+        past = dict(self._past[site])
+        for item in items:
+            if item.id == "interval" and item.data.get("complete"):
+                past[item.time_ns] = (float(str(item.data["load_wh"])), float(str(item.data["pv_wh"])))
+        model = LearnedSite(self._zone, -(-self._config.horizon_s // 3600))
+        await asyncio.to_thread(model.learn, past, now)
+        self._learned[site] = model
+
+    def choose(self, site: str, quantity: str, model: str) -> None:
+        """Put a model in charge of a quantity; the score goes on, and may take the place from it again.
+
+        Raises:
+            ConflictError: It has not forecast this quantity.
+        """
+        if model not in self._candidates.get(site, {}).get(quantity, {}):
+            raise ConflictError(f"{model} does not forecast {quantity} of {site}")
+        self.in_charge[site, quantity] = model
 
     def snapshot(self) -> dict[str, JsonValue]:
         """Figures for the report, the API and the console."""

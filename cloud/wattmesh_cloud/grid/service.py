@@ -1,35 +1,31 @@
-"""The grid optimisation agent: what the grid's state is, and demand response from announcement to payment."""
+"""The grid optimisation agent: what the grid's state is, demand response, emergencies, and views over areas."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Coroutine, Mapping
+from datetime import UTC, tzinfo
 from pathlib import Path
+from typing import Any
 
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.codec import message_from_json
-from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, GRID_AGENT, Address, Envelope
-from wattmesh_a2a.errors import WattmeshError
+from wattmesh_a2a.envelope import CLOUD_UNIT, GRID_AGENT, Address, Envelope
+from wattmesh_a2a.errors import ConfigurationError, ConflictError
 from wattmesh_a2a.forecast import Forecast
-from wattmesh_a2a.grid import (
-    DemandResponseDispatch,
-    DemandResponseEvent,
-    DemandResponseOffer,
-    DemandResponseState,
-    FrequencyEvent,
-    FrequencyEventKind,
-    GridEvent,
-    GridStatus,
-)
+from wattmesh_a2a.grid import DemandResponseEvent, FrequencyEvent, FrequencyEventKind, GridEvent, GridStatus
 from wattmesh_a2a.messages import GatewayStatus, IntervalEnergy, Message
 from wattmesh_a2a.messenger import Messenger
 from wattmesh_a2a.tariff import price_ticks
 
 from wattmesh_cloud.forecasting.service import median_of
+from wattmesh_cloud.grid.areas import AreaMonitor, Balance, EarlyWarning, Measurements, NodeVoltage
+from wattmesh_cloud.grid.areas import plain as row_of
 from wattmesh_cloud.grid.config import GridConfig
+from wattmesh_cloud.grid.emergency import Ask, Emergency, EmergencyDesk, Mode
+from wattmesh_cloud.grid.records import FLEET, EventPlan, Running
+from wattmesh_cloud.grid.response import DemandResponse, Pay
 from wattmesh_cloud.store.base import Item, JsonValue, Store, Table
 
 log = logging.getLogger(__name__)
@@ -37,30 +33,14 @@ log = logging.getLogger(__name__)
 _STEP_NS = 60 * NS_PER_S
 _SLOT_NS = 900 * NS_PER_S
 _DAY_NS = 86_400 * NS_PER_S
-_MEASURE_AFTER_NS = 2 * _SLOT_NS
 _CALM_NS = 600 * NS_PER_S
 """After a frequency event the status goes back to normal when nothing came for so long."""
-_REAL_ANSWER_S = 5.0
-"""How long a site is waited for, all at the same time: one that is absent delays the others by no more."""
 _LOOK_BACK_NS = 2 * _DAY_NS
 _HARMLESS = frozenset({FrequencyEventKind.PHASE_STEP, FrequencyEventKind.INVALID})
 """News of a measurement, not of a grid in need."""
 _OPEN_AT_MOST = 10_000
-
-Pay = Callable[[str, str, int, int, int], Awaitable[None]]
-"""(event, participant, delivered Wh, price in ticks, start of the event's first slot)."""
-
-
-@dataclass(slots=True)
-class Running:
-    """A demand-response event with its answers."""
-
-    event: DemandResponseEvent
-    offers: dict[str, DemandResponseOffer] = field(default_factory=dict)
-    dispatched: dict[str, DemandResponseDispatch] = field(default_factory=dict)
-    delivered_wh: dict[str, int] = field(default_factory=dict)
-    called: bool = False
-    """Whether the sites have been asked and :attr:`dispatched` is the result."""
+_SLOTS_KEPT = 400
+_WARN_NS = 900 * NS_PER_S
 
 
 class GridService:
@@ -75,6 +55,8 @@ class GridService:
         org: Of all addresses.
         forecasts: Newest forecasts by site and quantity.
         pay: Pays for delivered energy.
+        measurements: What sites take now; without it nothing is tracked, balanced or shed by share.
+        zone: Where days begin, for baselines and fatigue.
     """
 
     def __init__(
@@ -88,16 +70,17 @@ class GridService:
         *,
         forecasts: Callable[[], Mapping[str, Mapping[str, Forecast]]],
         pay: Pay,
+        measurements: Measurements = dict,
+        zone: tzinfo = UTC,
     ) -> None:
-        self._config = config
+        self.config = config
+        self.plans_days = True
+        """Whether it plans a day's event by itself; not where an agent does (:meth:`create_event`)."""
         self._store = store
         self._messenger = messenger
         self._clock = clock
-        self._org = org
         self._forecasts = forecasts
-        self._pay = pay
         self.address = Address(org, CLOUD_UNIT, GRID_AGENT)
-        self._file = state / "demand-response.json"
         self.status = GridStatus.NORMAL
         self.status_reason = ""
         self.frequency: dict[str, float] = {}
@@ -105,15 +88,136 @@ class GridService:
         self._frequency_open: set[str] = set()
         self._disturbed_ns = 0
         self._intervals: dict[str, dict[int, IntervalEnergy]] = {}
-        self.running: dict[str, Running] = {}
-        self.settled: list[dict[str, JsonValue]] = []
-        self._planned_day = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._restore()
+        self._warned: dict[str, EarlyWarning] = {}
+        self._warned_ns = 0
+        self.monitor = AreaMonitor(config.areas, forecasts, measurements)
+        self.response = DemandResponse(
+            config.demand_response, store, messenger, clock, state, self.address, monitor=self.monitor,
+            measurements=measurements, readings=lambda site: self._intervals.get(site, {}), zone=zone, pay=pay,
+            spawn=self._spawn,
+        )  # fmt: skip
+        self.emergency = EmergencyDesk(
+            config.emergency, store, messenger, clock, state, self.address, monitor=self.monitor,
+            measurements=measurements, quiet=self._quiet, announce=self._on_emergency, spawn=self._spawn,
+        )  # fmt: skip
 
     def register(self) -> None:
         """Listen to gateways' health."""
         self._messenger.on_event(GatewayStatus, self._on_status)
+
+    # -- demand response, for console, API, OpenADR and agents
+
+    @property
+    def running(self) -> dict[str, Running]:
+        """Events under way."""
+        return self.response.running
+
+    @property
+    def settled(self) -> list[dict[str, JsonValue]]:
+        """Events that are over and paid, oldest first."""
+        return self.response.settled
+
+    def plan_event(self, area_id: str = FLEET) -> EventPlan | None:
+        """What the forecasts suggest for the coming day: the window of the highest import; none where there is no peak."""
+        config = self.config.demand_response
+        sites = set(self.monitor.sites(area_id)) if area_id else None
+        forecasts = {site: one for site, one in self._forecasts().items() if sites is None or site in sites}
+        earliest = self._clock.utc_ns() + config.notice_s * NS_PER_S
+        window = peak_window(forecasts, earliest, config.duration_s * NS_PER_S, config.peak_percentile)
+        if window is None:
+            return None
+        start, mean_w = window
+        return EventPlan(
+            start_ns=start,
+            end_ns=start + config.duration_s * NS_PER_S,
+            target_w=-round(mean_w * config.share),
+            price_ticks=price_ticks(config.price),
+            reason=f"expected peak of {mean_w / 1000:.1f} kW",
+            area_id=area_id,
+            source="forecast",
+        )
+
+    def create_event(self, plan: EventPlan, by: str) -> DemandResponseEvent:
+        """Plan an event; raises :class:`ConfigurationError` where it makes no sense."""
+        return self.response.create(plan, by)
+
+    def cancel_event(self, event_id: str, reason: str, by: str) -> None:
+        """End an event early; raises :class:`ConfigurationError` where there is none under way."""
+        self.response.cancel(event_id, reason, by)
+
+    def events(self) -> list[dict[str, JsonValue]]:
+        """Every event with offers, dispatch, baselines, delivery and pay: those that are over, then those under way."""
+        return self.response.view()
+
+    # -- emergencies
+
+    def declare_emergency(
+        self, mode: Mode, stage: int, *, area_id: str, reason: str, by: str, drill: bool = False
+    ) -> Ask:
+        """The first of two steps: returns a token and what would happen; nothing does. Raises :class:`ConfigurationError`."""
+        return self.emergency.ask(mode, stage, area_id=area_id, reason=reason, by=by, drill=drill)
+
+    def start_drill(self, mode: Mode, stage: int, *, area_id: str, by: str) -> Ask:
+        """The same for practice: the same two steps, and gateways that answer what they would do."""
+        return self.emergency.ask(mode, stage, area_id=area_id, reason="drill", by=by, drill=True)
+
+    def confirm_emergency(self, token: str, by: str) -> Emergency:
+        """The second step: it takes effect. Raises :class:`ConfigurationError`."""
+        return self.emergency.confirm(token, by)
+
+    def release_emergency(self, area_id: str, reason: str, by: str) -> None:
+        """End what stands in an area. Raises :class:`ConfigurationError`."""
+        self.emergency.release(area_id, by, reason)
+
+    # -- views
+
+    def areas(self) -> list[Balance]:
+        """Load balance of every area now."""
+        now = self._clock.utc_ns()
+        return [self.monitor.balance(area, now) for area in self.monitor.ids()]
+
+    def voltages(self, area_id: str) -> list[NodeVoltage]:
+        """Voltage of every site of an area, measured and by its feeder's model; raises :class:`ConfigurationError`."""
+        if area_id not in self.monitor.ids():
+            raise ConfigurationError(f"no area {area_id!r}; there are: {', '.join(self.monitor.ids())}")
+        return self.monitor.voltages(area_id, self._clock.utc_ns())
+
+    def warnings(self) -> list[EarlyWarning]:
+        """What the forecasts put outside its limits in the coming day, the soonest first."""
+        return list(self._warned.values())
+
+    def snapshot(self) -> dict[str, JsonValue]:
+        """Figures for the report, the API and the console."""
+        values = list(self.frequency.values())
+        return {
+            "status": str(self.status),
+            "reason": self.status_reason,
+            "frequency_hz": sum(values) / len(values) if values else None,
+            "frequency_events": self.frequency_events,
+            "demand_response": self.events(),
+            "areas": [row_of(one) for one in self.areas()],
+            "warnings": [row_of(one) for one in self.warnings()],
+            "emergency": self.emergency.view(),
+        }
+
+    # -- the grid's state
+
+    def declare(self, status: GridStatus, reason: str) -> None:
+        """Tell everybody a status that an agent or a person has found; sheds nothing (:meth:`declare_emergency` does).
+
+        Raises:
+            ConflictError: An emergency with instructions stands; it ends by its own rules.
+        """
+        if any(not one.drill for one in self.emergency.standing.values()):
+            raise ConflictError("an emergency with instructions stands; it ends by its own rules")
+        if status is not GridStatus.NORMAL:
+            self._disturbed_ns = max(self._disturbed_ns, self._clock.utc_ns())
+        self._set_status(status, reason)
+
+    def quiet_s(self, now_ns: int) -> float | None:
+        """Time since the last disturbance; none where there was none."""
+        return (now_ns - self._disturbed_ns) / NS_PER_S if self._disturbed_ns else None
 
     def on_record(self, site: str, message: Message) -> None:
         """Take frequency events and metered energy as they become durable."""
@@ -127,11 +231,12 @@ class GridService:
             if message.kind in _HARMLESS:
                 return
             self._disturbed_ns = max(self._disturbed_ns, message.end_ns or message.start_ns)
-            self._set_status(GridStatus.ALERT, _told(message, site))
+            if self.status is not GridStatus.EMERGENCY:
+                self._set_status(GridStatus.ALERT, _told(message, site))
         elif isinstance(message, IntervalEnergy) and message.site_id == site:
             slots = self._intervals.setdefault(site, {})
             slots[message.slot_start_ns] = message
-            if len(slots) > 400:
+            if len(slots) > _SLOTS_KEPT:
                 del slots[min(slots)]
 
     def _on_status(self, envelope: Envelope) -> None:
@@ -140,27 +245,61 @@ class GridService:
         if status.frequency_hz is not None and envelope.source.unit == status.site_id:
             self.frequency[status.site_id] = status.frequency_hz
 
+    def _quiet(self, area_id: str, now: int) -> bool:
+        """Whether nothing speaks for an emergency any more: frequency quiet, and no overload measured."""
+        balance = self.monitor.balance(area_id, now)
+        calm = not self._frequency_open and now - self._disturbed_ns > _CALM_NS
+        return calm and (balance.loading is None or balance.loading <= 1.0)
+
+    def _on_emergency(self, standing: Emergency) -> None:
+        """Tell everybody; a real one halts the market where its rules say so, by the grid's status."""
+        real = [one for one in self.emergency.standing.values() if not one.drill]
+        over = standing.ended_ns is not None
+        now = self._clock.utc_ns()
+        if standing.drill:
+            said = f"drill: {standing.ended_why if over else standing.reason}"
+            self._emit(GridStatus.NORMAL, said, now, standing)
+        elif real:
+            worst = max(real, key=lambda one: one.stage)
+            self.status = GridStatus.EMERGENCY
+            self.status_reason = f"stage {worst.stage} in area {worst.area_id}: {worst.reason}"
+            self._emit(self.status, self.status_reason, now, standing)
+        else:
+            disturbed = now - self._disturbed_ns <= _CALM_NS
+            self.status = GridStatus.ALERT if disturbed else GridStatus.NORMAL
+            self.status_reason = f"emergency over: {standing.ended_why}"
+            self._emit(self.status, self.status_reason, now, standing)
+
     def _set_status(self, status: GridStatus, reason: str) -> None:
         if status is self.status:
             return
         self.status, self.status_reason = status, reason
-        now = self._clock.utc_ns()
+        self._emit(status, reason, self._clock.utc_ns())
+
+    def _emit(self, status: GridStatus, reason: str, now: int, about: Emergency | None = None) -> None:
+        over = about is None or about.ended_ns is not None
         event = GridEvent(
-            id=f"grid-{now // NS_PER_S}",
+            id=f"grid-{now // NS_PER_S}" if about is None else f"{about.id}-{len(about.log)}",
             time_ns=now,
             status=status,
             frequency_hz=next(iter(self.frequency.values()), None),
             reason=reason,
+            stage=0 if about is None or over else about.stage,
+            area_id="" if about is None else about.area_id,
+            drill=about is not None and about.drill,
         )
-        data: dict[str, JsonValue] = {"status": str(status), "reason": reason, "frequency_hz": event.frequency_hz}
+        data: dict[str, JsonValue] = {
+            "status": str(status), "reason": reason, "frequency_hz": event.frequency_hz, "stage": event.stage,
+            "area_id": event.area_id, "drill": event.drill,
+        }  # fmt: skip
         self._spawn(self._announce(event, Item(partition="fleet#grid", time_ns=now, id=event.id, data=data)))
 
     async def _announce(self, event: GridEvent, item: Item) -> None:
         await self._messenger.emit(event, as_agent=self.address, valid_for_s=600)
         await asyncio.to_thread(self._store.put, Table.GRID_METRICS, [item])
 
-    def _spawn(self, work: object) -> None:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)  # type: ignore[arg-type]  # a coroutine
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -170,14 +309,16 @@ class GridService:
         """Watch, announce, dispatch, measure, for ever."""
         with self._clock.runner():
             await self._load_intervals()
-            self._tell_again()
+            self.response.tell_again()
             while True:
                 now = self._clock.utc_ns()
                 if self.status is GridStatus.ALERT and now - self._disturbed_ns > _CALM_NS:
                     self._set_status(GridStatus.NORMAL, "frequency quiet again")
-                if self._config.demand_response.enabled:
+                if self.config.demand_response.enabled and self.plans_days:
                     self._plan_day(now)
-                    await self._advance(now)
+                await self.response.advance(now)
+                await self.emergency.advance(now)
+                self._look_ahead(now)
                 mono = self._clock.monotonic_ns()
                 await self._clock.sleep_until_ns(mono - mono % _STEP_NS + _STEP_NS)
 
@@ -192,17 +333,9 @@ class GridService:
                 if item.id == "interval":
                     self.on_record(site, message_from_json("wattmesh.metering.interval.v1", dict(item.data)))
 
-    def _tell_again(self) -> None:
-        """After a restart: nobody knows which dispatches had arrived, and the same one twice has the effect of one."""
-        now = self._clock.utc_ns()
-        for running in self.running.values():
-            if running.event.end_ns > now:
-                for dispatch in running.dispatched.values():
-                    self._spawn(self._tell(dispatch))
-
     async def finish(self) -> None:
         """At a clean stop: measure and pay what has ended."""
-        await self._advance(self._clock.utc_ns(), final=True)
+        await self.response.advance(self._clock.utc_ns(), final=True)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -210,148 +343,39 @@ class GridService:
     def _plan_day(self, now: int) -> None:
         """Once a day, at the first look: the window of the day's highest expected import, if it is a peak."""
         day = now // _DAY_NS
-        if day == self._planned_day or not self._forecasts():
+        if day == self.response.planned_day or not self._forecasts():
             return
-        self._planned_day = day
-        config = self._config.demand_response
-        window = peak_window(
-            self._forecasts(), now + config.notice_s * NS_PER_S, config.duration_s * NS_PER_S, config.peak_percentile
-        )
-        if window is None:
+        self.response.planned_day = day
+        plan = self.plan_event()
+        if plan is not None:
+            try:
+                self.response.create(plan, "forecast")
+            except ConfigurationError as error:
+                log.info("no event today: %s", error)
+
+    def _look_ahead(self, now: int) -> None:
+        """Every quarter hour: what is new among the warnings is said and kept."""
+        if now - self._warned_ns < _WARN_NS:
             return
-        start, mean_w = window
-        event = DemandResponseEvent(
-            id=f"dr-{start // NS_PER_S}",
-            start_ns=start,
-            end_ns=start + config.duration_s * NS_PER_S,
-            target_w=-round(mean_w * config.share),
-            price_ticks=price_ticks(config.price),
-            state=DemandResponseState.ANNOUNCED,
-            reason=f"expected peak of {mean_w / 1000:.1f} kW",
-        )
-        if event.id not in self.running:
-            self.running[event.id] = Running(event)
-            self._save()
+        self._warned_ns = now
+        found = {one.id: one for one in self.monitor.warnings(now)}
+        known = {(one.area_id, one.kind, one.element, one.level) for one in self._warned.values()}
+        for one in found.values():
+            if (one.area_id, one.kind, one.element, one.level) not in known:
+                log.warning(
+                    "%s of %s in area %s is %s in %d min",
+                    one.kind,
+                    one.element,
+                    one.area_id,
+                    one.level,
+                    one.lead_s // 60,
+                )
+                item = Item(partition="fleet#warnings", time_ns=now, id=one.id, data=row_of(one))
+                self._spawn(self._keep(item))
+        self._warned = found
 
-    async def _advance(self, now: int, *, final: bool = False) -> None:
-        for running in list(self.running.values()):
-            event = running.event
-            ahead = event.start_ns - now
-            if (
-                event.state is DemandResponseState.ANNOUNCED
-                and not final
-                and 0 < ahead <= self._config.demand_response.notice_s * NS_PER_S
-            ):
-                running.event = replace(event, state=DemandResponseState.DISPATCHED)
-                self._spawn(self._call(running))
-            elif event.state is DemandResponseState.DISPATCHED and (now >= event.end_ns + _MEASURE_AFTER_NS or final):
-                if now >= event.end_ns:
-                    await self._measure(running)
-            elif event.state is DemandResponseState.ANNOUNCED and ahead <= 0:
-                running.event = replace(event, state=DemandResponseState.CANCELLED)
-                await asyncio.to_thread(self._record, running)
-                del self.running[event.id]
-                self._save()
-
-    # -- an event's life
-
-    async def _call(self, running: Running) -> None:
-        """Ask every site, take the cheapest offers up to the target, tell everybody what was taken."""
-        event = running.event
-        asked = replace(event, state=DemandResponseState.ANNOUNCED)
-        answers = await asyncio.gather(*(self._ask(site, asked) for site in sorted(self._forecasts())))
-        running.offers = {offer.site_id: offer for offer in answers if offer is not None}
-        running.dispatched = least_cost(event, list(running.offers.values()))
-        running.called = True
-        self._save()
-        await asyncio.gather(*(self._tell(one) for one in running.dispatched.values()))
-        await asyncio.to_thread(self._record, running)
-
-    async def _ask(self, site: str, event: DemandResponseEvent) -> DemandResponseOffer | None:
-        to = Address(self._org, site, GATEWAY_AGENT)
-        try:
-            answer = await self._messenger.request(
-                to, event, expires_ns=event.start_ns, timeout_s=_REAL_ANSWER_S, as_agent=self.address
-            )
-        except WattmeshError as error:
-            log.info("%s did not answer %s: %s", site, event.id, error)
-            return None
-        if isinstance(answer, DemandResponseOffer) and answer.site_id == site and answer.event_id == event.id:
-            return answer
-        return None
-
-    async def _tell(self, dispatch: DemandResponseDispatch) -> None:
-        to = Address(self._org, dispatch.site_id, GATEWAY_AGENT)
-        try:
-            await self._messenger.request(to, dispatch, expires_ns=dispatch.end_ns, as_agent=self.address)
-        except WattmeshError as error:
-            log.info("dispatch for %s not delivered: %s", dispatch.site_id, error)
-
-    async def _measure(self, running: Running) -> None:
-        """Delivered: baseline less metered import, over the window, between 0 and what was dispatched; paid by the price.
-
-        A quarter hour without a complete reading counts as nothing delivered.
-        """
-        event = running.event
-        slots = range(event.start_ns, event.end_ns, _SLOT_NS)
-        for site, dispatch in running.dispatched.items():
-            readings = [self._intervals.get(site, {}).get(slot) for slot in slots]
-            known = [reading for reading in readings if reading is not None and reading.complete]
-            hours = _SLOT_NS / 3.6e12
-            saved = sum(dispatch.baseline_w * hours - (one.import_wh - one.export_wh) for one in known)
-            most = -dispatch.power_w * hours * len(known)
-            delivered = round(min(max(0.0, saved), max(0.0, most)))
-            running.delivered_wh[site] = delivered
-            await self._pay(event.id, site, delivered, dispatch.price_ticks, event.start_ns)
-        running.event = replace(event, state=DemandResponseState.SETTLED)
-        await asyncio.to_thread(self._record, running)
-        self.settled.append(_summary(running))
-        del self.running[event.id]
-        self._save()
-
-    # -- keeping
-
-    def _record(self, running: Running) -> None:
-        event = running.event
-        item = Item(partition="fleet#demand-response", time_ns=event.start_ns, id=event.id, data=_summary(running))
-        self._store.put(Table.GRID_METRICS, [item])
-
-    def _save(self) -> None:
-        """Events under way, whole or not at all. Without the sites' answers an event is still only announced."""
-        rows = [
-            {
-                "event": _plain(one.event if one.called else replace(one.event, state=DemandResponseState.ANNOUNCED)),
-                "dispatched": [_plain(dispatch) for dispatch in one.dispatched.values()],
-            }
-            for one in self.running.values()
-        ]
-        draft = self._file.with_suffix(".draft")
-        draft.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps({"day": self._planned_day, "events": rows, "settled": self.settled}))
-        draft.replace(self._file)
-
-    def _restore(self) -> None:
-        if not self._file.exists():
-            return
-        data = json.loads(self._file.read_text())
-        self._planned_day = data["day"]
-        self.settled = data["settled"]
-        for row in data["events"]:
-            event = DemandResponseEvent(**{**row["event"], "state": DemandResponseState(row["event"]["state"])})
-            running = Running(event, called=event.state is not DemandResponseState.ANNOUNCED)
-            running.dispatched = {one["site_id"]: DemandResponseDispatch(**one) for one in row["dispatched"]}
-            self.running[event.id] = running
-
-    def snapshot(self) -> dict[str, JsonValue]:
-        """Figures for the report, the API and the console."""
-        values = list(self.frequency.values())
-        return {
-            "status": str(self.status),
-            "reason": self.status_reason,
-            "frequency_hz": sum(values) / len(values) if values else None,
-            "frequency_events": self.frequency_events,
-            "demand_response": [*self.settled, *(_summary(one) for one in self.running.values())],
-        }
+    async def _keep(self, item: Item) -> None:
+        await asyncio.to_thread(self._store.put, Table.GRID_METRICS, [item])
 
 
 def peak_window(
@@ -379,47 +403,6 @@ def peak_window(
     return first + best * _SLOT_NS, means[best]
 
 
-def least_cost(event: DemandResponseEvent, offers: list[DemandResponseOffer]) -> dict[str, DemandResponseDispatch]:
-    """Take offers from the cheapest on until the target is covered; all are paid the event's price."""
-    left = -event.target_w
-    taken: dict[str, DemandResponseDispatch] = {}
-    for offer in sorted(offers, key=lambda one: (one.price_ticks, one.site_id)):
-        power = min(left, -offer.offered_w)
-        if power <= 0 or offer.price_ticks > event.price_ticks:
-            continue
-        left -= power
-        taken[offer.site_id] = DemandResponseDispatch(
-            event_id=event.id,
-            site_id=offer.site_id,
-            start_ns=event.start_ns,
-            end_ns=event.end_ns,
-            power_w=-power,
-            baseline_w=offer.baseline_w,
-            price_ticks=event.price_ticks,
-        )
-    return taken
-
-
 def _told(event: FrequencyEvent, site: str) -> str:
     hertz = event.extreme_frequency_hz
     return f"{event.kind}{'' if hertz is None else f' of {hertz:.3f} Hz'} at {site}"
-
-
-def _summary(running: Running) -> dict[str, JsonValue]:
-    event = running.event
-    return {
-        "id": event.id,
-        "start_ns": event.start_ns,
-        "end_ns": event.end_ns,
-        "target_w": event.target_w,
-        "price_ticks": event.price_ticks,
-        "state": str(event.state),
-        "reason": event.reason,
-        "offers": {site: offer.offered_w for site, offer in running.offers.items()},
-        "dispatched_w": {site: one.power_w for site, one in running.dispatched.items()},
-        "delivered_wh": dict(running.delivered_wh),
-    }
-
-
-def _plain(row: object) -> dict[str, object]:
-    return {name: getattr(row, name) for name in row.__slots__}  # type: ignore[attr-defined]  # our slotted dataclasses

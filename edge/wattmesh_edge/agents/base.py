@@ -13,6 +13,7 @@ from wattmesh_a2a.forecast import Forecast
 from wattmesh_a2a.grid import DemandResponseDispatch
 from wattmesh_a2a.market import Order
 from wattmesh_a2a.messages import Commitment, IntervalEnergy, MarketRules, Strategy
+from wattmesh_a2a.plans import SitePlan
 from wattmesh_a2a.tariff import Tariff, slot_start_ns
 
 from wattmesh_edge.agents.planner import (
@@ -21,6 +22,7 @@ from wattmesh_edge.agents.planner import (
     battery_policy,
     charge_level_w,
     expected_grid_wh,
+    follow_band,
     value_of_storage,
 )
 from wattmesh_edge.image import SiteImage
@@ -55,6 +57,8 @@ class Outlook:
     """Own trades that were told before their slot's commitment: start of slot → id → Wh, bought positive."""
     dispatches: dict[str, DemandResponseDispatch] = field(default_factory=dict)
     strategy: Strategy | None = None
+    site_plan: SitePlan | None = None
+    """Of the cloud or of the community; followed until it expires."""
     value: ValueOfStorage | None = None
     net_wh: tuple[float, ...] = ()
     import_ticks: tuple[int, ...] = ()
@@ -99,6 +103,11 @@ class Outlook:
         own = self.profile.get(slot_ns // SLOT_NS % (86_400 // SLOT_S))
         return None if own is None else (own[0] - own[1], "tariff")
 
+    def net_of(self, slot_ns: int) -> float | None:
+        """Expected load less PV of a slot; none where nothing is known."""
+        found = self.expected_net_wh(slot_ns)
+        return None if found is None else found[0]
+
     def plan(self, now_ns: int, stored_wh: float | None) -> None:
         """Value the battery for the coming day; without any expectation there is no plan and self-consumption stands."""
         start = slot_start_ns(now_ns, SLOT_S)
@@ -113,7 +122,19 @@ class Outlook:
         feed_in = self.tariff.feed_in_ticks()
         self.import_ticks = tuple(prices)
         self.value = value_of_storage(self.storage, self.net_wh, prices, feed_in, start_ns=start, slot_s=SLOT_S)
-        self.grid_wh = tuple(expected_grid_wh(self.storage, self.value, stored_wh, self.net_wh, prices, feed_in))
+        own = expected_grid_wh(self.storage, self.value, stored_wh, self.net_wh, prices, feed_in)
+        if self.band_w(now_ns) is not None and self.site_plan is not None:  # what will be followed is what is ordered
+            planned = [self.site_plan.expected_grid_w(start + index * SLOT_NS) for index in range(len(own))]
+            own = [mine if w is None else w * SLOT_S / 3600 for mine, w in zip(own, planned, strict=True)]
+        self.grid_wh = tuple(own)
+
+    def band_w(self, now_ns: int) -> tuple[float, float] | None:
+        """Between which exchanges the batteries rest by the plan that was sent; none without one that holds."""
+        return None if self.site_plan is None else self.site_plan.band_w(now_ns)
+
+    def followed(self, now_ns: int) -> str:
+        """What the battery follows beside the market."""
+        return self.source if self.band_w(now_ns) is None else "cloud"
 
     def stored_wh(self, image: SiteImage) -> float | None:
         """Energy in all batteries, each by its capacity; 0 at a site without any, none when a state of charge is unknown."""
@@ -145,6 +166,8 @@ class Outlook:
         self.dispatches = {i: d for i, d in self.dispatches.items() if d.end_ns > now_ns}
         if self.strategy is not None and self.strategy.expires_ns <= now_ns:
             self.strategy = None
+        if self.site_plan is not None and self.site_plan.expires_ns <= now_ns:
+            self.site_plan = None
 
 
 def _until_unknown(expected: Iterable[tuple[float, str] | None]) -> Iterable[tuple[float, str]]:
@@ -219,16 +242,20 @@ class SiteAgent(ABC):
         slot = slot_start_ns(now, SLOT_S)
         position_wh = outlook.position_wh(slot)
         committed_w = 0.0
-        priority, source = Priority.PLAN, f"{self.name}:{outlook.source}"
+        priority, source = Priority.PLAN, f"{self.name}:{outlook.followed(now)}"
         if position_wh:
             # What is still to be delivered, over the time that is left (not below a minute: no jolt at the end).
             left_h = max(slot + SLOT_NS - now, 60 * NS_PER_S) / 3.6e12
             committed_w = (position_wh - traded_wh) / left_h
             priority, source = Priority.MARKET_COMMITMENT, f"{self.name}:market"
-        slope = outlook.value.slope_ticks(now, stored) if outlook.value is not None else None
-        price, feed_in = outlook.tariff.import_price_ticks(now), outlook.tariff.feed_in_ticks()
-        level = outlook.charge_level_w(now, stored)
-        power = battery_policy(rest - committed_w, stored, outlook.reserved(), slope, price, feed_in, level)
+        band = outlook.band_w(now)
+        if band is not None and outlook.site_plan is not None:
+            power = follow_band(rest - committed_w + outlook.site_plan.counted_w(now), band, stored, outlook.reserved())
+        else:
+            slope = outlook.value.slope_ticks(now, stored) if outlook.value is not None else None
+            price, feed_in = outlook.tariff.import_price_ticks(now), outlook.tariff.feed_in_ticks()
+            level = outlook.charge_level_w(now, stored)
+            power = battery_policy(rest - committed_w, stored, outlook.reserved(), slope, price, feed_in, level)
         return [
             Proposal(
                 asset_id=GRID_CONNECTION,

@@ -36,7 +36,9 @@ class ConsumerAgent(SiteAgent):
         baseline_w = sum(energy for energy in expected if energy is not None) / len(slots) * 3600 * 1e9 / SLOT_NS
         usable_wh = max(0.0, stored_wh - outlook.storage.reserve_wh) * outlook.storage.efficiency * _KEEP_SHARE
         possible_w = min(usable_wh / hours, outlook.storage.power_w, max(0.0, baseline_w))
-        return self._answer(event, -round(min(possible_w, -event.target_w)), round(baseline_w))
+        measured_w = baseline_w if event.baseline_w is None else float(event.baseline_w)
+        possible_w = max(0.0, possible_w + measured_w - baseline_w)  # against what it will be measured by
+        return self._answer(event, -round(min(possible_w, -event.target_w)), round(measured_w))
 
     def _expected_grid_wh(self, slot_ns: int) -> float | None:
         value = self.outlook.value

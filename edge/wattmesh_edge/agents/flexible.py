@@ -13,12 +13,14 @@ offered (not plugged in, or full) is offered the least current alone, so that th
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
 from wattmesh_a2a.clock import NS_PER_S
 from wattmesh_a2a.control import Priority, Proposal
+from wattmesh_a2a.messages import FlexibleNeed
 from wattmesh_a2a.tariff import Tariff, local_time, slot_start_ns
 
 from wattmesh_edge.agents.base import SLOT_NS, SLOT_S
@@ -86,6 +88,7 @@ class FlexibleAgent:
         zone: Of the windows' times.
         period_s: Of the control cycle.
         taken: What each load has already taken in the running window (start of the window in UTC ns, Wh), after a restart.
+        planned: Power of a load by the plan that was sent for the site; none where no plan says anything.
         import_limit_w: What the connection carries, or the owner's peak limit where that is less.
     """
 
@@ -99,17 +102,33 @@ class FlexibleAgent:
         *,
         period_s: float,
         taken: dict[str, tuple[int, float]] | None = None,
+        planned: Callable[[str, int], float | None] = lambda device, utc_ns: None,
         import_limit_w: float = math.inf,
     ) -> None:
         self._needs = needs
         self._tariff = tariff
         self._zone = zone
+        self._planned = planned
         self._lease_ns = round(_LEASE_PERIODS * period_s * NS_PER_S)
         self._limit_w = import_limit_w
         self.taken = taken if taken is not None else {}
         self._kept = dict(self.taken)
         self._courses = {need.device: _Course(drawn_w=need.power_w, room_w=need.power_w) for need in needs}
         self._last_ns = 0
+
+    def needs(self) -> tuple[FlexibleNeed, ...]:
+        """What the cloud's planner has to know."""
+        return tuple(
+            FlexibleNeed(
+                device=need.device,
+                energy_wh=need.energy_wh,
+                power_w=need.power_w,
+                begins=f"{need.begins:%H:%M}",
+                ends=f"{need.ends:%H:%M}",
+                days=tuple(sorted(need.days)),
+            )
+            for need in self._needs
+        )
 
     def to_keep(self) -> bool:
         """Whether enough was taken since this was last true that it is worth a write."""
@@ -224,7 +243,11 @@ class FlexibleAgent:
         needed_h = left_wh / able_w
         if needed_h >= left_h - SLOT_S / 3600:
             return need.power_w, _URGENT
-        if self._cheaper(course, now_ns, ends_ns) < math.ceil(needed_h * 3600 / SLOT_S):
+        planned = self._planned(need.device, now_ns)
+        if planned is not None and planned >= max(need.least_w, 1.0):
+            return min(need.power_w, planned), "site plan"
+        slots_needed = math.ceil(needed_h * 3600 / SLOT_S)
+        if planned is None and self._cheaper(course, now_ns, ends_ns) < slots_needed:
             return need.power_w, "cheapest time"
         if course.on_surplus:
             return min(need.power_w, max(course.surplus_w, need.least_w)), "surplus"

@@ -1,0 +1,1 @@
+"""Plans of sites: model-predictive control in the cloud, sent to gateways, which follow them inside their own limits."""
