@@ -88,11 +88,15 @@ def load_cloud(path: Path) -> CloudConfig:
     history = (base / model.history).resolve() if model.history is not None else None
     if history is not None and not history.is_dir():
         raise ConfigurationError(f"{place(path, 'history')}: {history} is no folder")
-    files = {
+    files: dict[str, object] = {
         name: base / path for name in ("ca", "certificate", "key", "crl") if (path := getattr(model, name)) is not None
     }
     if model.tools is not None:
         files["tools"] = model.tools.model_copy(update={"tokens": base / model.tools.tokens})
+    weather = model.forecasting.weather
+    if weather is not None:
+        own = {name: base / path for name in ("key", "file") if (path := getattr(weather, name)) is not None}
+        files["forecasting"] = model.forecasting.model_copy(update={"weather": weather.model_copy(update=own)})
     model = model.model_copy(update=files)
     return CloudConfig(
         model=model,
