@@ -43,7 +43,6 @@ from wattmesh_cloud.cli import GC_THRESHOLD
 from wattmesh_cloud.market.book import Book
 from wattmesh_cloud.market.config import MarketConfig
 from wattmesh_cloud.market.engine import MarketEngine
-from wattmesh_cloud.market.mechanism import UniformPriceCallAuction
 from wattmesh_cloud.market.service import MarketService
 from wattmesh_cloud.store.sqlite import SqliteStore
 
@@ -575,21 +574,37 @@ def auction() -> Iterator[Row]:
         trades=trades,
         median=round(sorted(spent)[3], 3),
     )
-    orders = [
-        Order(
-            client_order_id=f"o{i:06}", participant_id=f"p{owner % 500 * 2 + side}", area_id="bench", slot_start_ns=0,
-            side=Side.SELL if side else Side.BUY, price_ticks=price, quantity_wh=quantity,
-        )
-        for i, (owner, side, price, quantity) in enumerate(rows)
-    ]  # fmt: skip
-    for count in (4_000, ORDERS):
-        spent = []
-        for _ in range(3):
-            gc.collect()
-            began = time.perf_counter()
-            UniformPriceCallAuction().clear("bench", 0, orders[:count])
-            spent.append((time.perf_counter() - began) * 1000)
-        yield row(f"auction.{count}_order_objects_to_trade_objects", min(spent), "ms")
+    yield from closures(rows)
+
+
+def closures(rows: list[tuple[int, int, int, int]]) -> Iterator[Row]:
+    """The gate of a product closes in an engine: the auction in its book alone, and all with trades, ledger and commitments."""
+    alone, whole, trades = [], [], 0
+    for _ in range(3):
+        engine, slot = MarketEngine(area(1000, "call")), 2_000_000 * SLOT
+        for i, (owner, side, price, quantity) in enumerate(rows):
+            order = Order(
+                client_order_id=f"o{i:06}", participant_id=f"p{owner // 2 * 2 + side}", area_id="bench", slot_start_ns=slot,
+                side=Side.SELL if side else Side.BUY, price_ticks=price, quantity_wh=quantity,
+            )  # fmt: skip
+            found = engine.place(order.participant_id, (order,), slot - 3600 * NS + i * 1000)
+            assert found[0].status is OrderStatus.ACCEPTED, found
+        state = engine.slots[slot].book.dump()
+        copy = Book(-100_000, 100_000, matching=False)
+        copy.restore(state)
+        gc.collect()
+        began = time.perf_counter()
+        copy.uncross()
+        copy.fills()
+        alone.append((time.perf_counter() - began) * 1000)
+        gc.collect()
+        began = time.perf_counter()
+        engine.clear(slot)
+        whole.append((time.perf_counter() - began) * 1000)
+        trades = len(engine.slots[slot].trades)
+        assert engine.ledger.total() == 0
+    yield row("auction.100k_resting_orders_of_an_engine", min(alone), "ms", 50.0, trades=trades)
+    yield row("auction.gate_closure_of_an_engine_with_100k_orders", min(whole), "ms", trades=trades)
 
 
 def settlement() -> Iterator[Row]:

@@ -45,7 +45,7 @@ prepare_environment() {
     [ "$(cat "$venv/wattmesh/extra-$extra" 2>/dev/null)" = "$wanted" ] || missing=1
   done
   # shellcheck disable=SC2046  # no file name of ours has a space
-  built=$(digest setup.py pyproject.toml $(find a2a drivers edge cloud simulators -name '*.pyx' -o -name '*.pxd' | LC_ALL=C sort))
+  built=$(digest setup.py pyproject.toml $(find a2a drivers edge cloud simulators backtest -name '*.pyx' -o -name '*.pxd' | LC_ALL=C sort))
   if [ -n "$missing" ]; then
     check_compiler "$venv/bin/python"
     say "installing wattmesh[$extras] (the first time takes a minute or two)"

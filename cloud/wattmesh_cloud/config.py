@@ -6,23 +6,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 from wattmesh_a2a.config_file import StrictModel, load_yaml_model, place
 from wattmesh_a2a.errors import ConfigurationError
 from wattmesh_a2a.transports.mqtt import is_loopback, parse_broker_url
 
+from wattmesh_cloud.access.config import AccessModel
 from wattmesh_cloud.agents.config import AgentsConfig
 from wattmesh_cloud.forecasting.config import ForecastingConfig
 from wattmesh_cloud.grid.config import GridConfig
-from wattmesh_cloud.market.config import MarketConfig
+from wattmesh_cloud.market.config import MarketConfig, check_areas
 from wattmesh_cloud.planning.config import PlanningConfig
 
 
 class HttpModel(StrictModel):
-    """Where API and console listen."""
+    """Where API and console listen, and how people reach them."""
 
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=1, le=65535)
+    certificate: Path | None = None
+    """PEM; with ``key``, API and console are served by TLS (1.2 or newer)."""
+    key: Path | None = None
+    public_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://[A-Za-z0-9.:\[\]-]+$",
+        description="as people type it, where a proxy stands before",
+    )
 
 
 class ToolsModel(StrictModel):
@@ -31,6 +40,24 @@ class ToolsModel(StrictModel):
     port: int = Field(ge=1, le=65535)
     tokens: Path
     """JSON: id, SHA-256 of the token, roles, and sites (none for all) of each caller."""
+
+
+class A2aModel(StrictModel):
+    """Where agents are served by A2A over HTTP, and who may talk to them."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(ge=1, le=65535)
+    url: str | None = Field(default=None, pattern=r"^https?://[^/]+$")
+    """As clients see it, when that is not the host and port above."""
+    tokens: Path
+    """JSON: id, SHA-256 of the token or identity in the certificate, roles, and sites (none for all) of each caller."""
+    certificate: Path | None = None
+    """With its key: TLS, which is a must beyond loopback."""
+    key: Path | None = None
+    client_ca: Path | None = None
+    """Clients may show a certificate of this authority instead of a token; with ``crl``, none that was revoked."""
+    push_origins: list[str] = []
+    """Receivers of push notifications of our own (``http://10.0.0.7:8000``); all others are public addresses by HTTPS."""
 
 
 class CloudModel(StrictModel):
@@ -47,9 +74,13 @@ class CloudModel(StrictModel):
     key: Path | None = None
     crl: Path | None = None
     http: HttpModel = HttpModel()
+    access: AccessModel = AccessModel()
     tools: ToolsModel | None = None
+    a2a: A2aModel | None = None
     history: Path | None = None
     market: MarketConfig
+    areas: tuple[MarketConfig, ...] = ()
+    """Further market areas, each with its own participants, rules, journal and ledger."""
     forecasting: ForecastingConfig = ForecastingConfig()
     grid: GridConfig = GridConfig()
     planning: PlanningConfig = PlanningConfig()
@@ -75,32 +106,79 @@ def load_cloud(path: Path) -> CloudConfig:
         raise ConfigurationError(f"{place(path, 'broker')}: {error}") from error
     if model.keys is None and None in {model.ca, model.certificate, model.key}:
         raise ConfigurationError(f"{path}: give keys, or ca, certificate and key (wattmesh pki), to sign with")
-    if not is_loopback(model.http.host):
-        raise ConfigurationError(
-            f"{place(path, 'http', 'host')}: {model.http.host} can be reached by others, and there is no login yet; use 127.0.0.1 "
-            "and a reverse proxy that asks who comes"
-        )
+    _check_http(path, model)
     try:
         model.market.tariff.tariff(model.market.time_zone).zone()
     except ConfigurationError as error:
         raise ConfigurationError(f"{place(path, 'market', 'time_zone')}: {error}") from error
+    try:
+        check_areas((model.market, *model.areas))
+        for area in model.areas:
+            area.tariff.tariff(area.time_zone).zone()
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{place(path, 'areas')}: {error}") from error
     base = path.parent
     history = (base / model.history).resolve() if model.history is not None else None
     if history is not None and not history.is_dir():
         raise ConfigurationError(f"{place(path, 'history')}: {history} is no folder")
     files: dict[str, object] = {
-        name: base / path for name in ("ca", "certificate", "key", "crl") if (path := getattr(model, name)) is not None
+        name: base / given
+        for name in ("ca", "certificate", "key", "crl")
+        if (given := getattr(model, name)) is not None
     }
+    files["http"] = _placed(base, model.http, "certificate", "key")
+    if model.access.oidc is not None:
+        oidc = _placed(base, model.access.oidc, "client_secret")
+        files["access"] = model.access.model_copy(update={"oidc": oidc})
     if model.tools is not None:
         files["tools"] = model.tools.model_copy(update={"tokens": base / model.tools.tokens})
     weather = model.forecasting.weather
     if weather is not None:
-        own = {name: base / path for name in ("key", "file") if (path := getattr(weather, name)) is not None}
-        files["forecasting"] = model.forecasting.model_copy(update={"weather": weather.model_copy(update=own)})
+        files["forecasting"] = model.forecasting.model_copy(update={"weather": _placed(base, weather, "key", "file")})
+    if model.a2a is not None:
+        files["a2a"] = _a2a(path, model.a2a)
     model = model.model_copy(update=files)
     return CloudConfig(
         model=model,
         state=(base / model.state).resolve(),
         keys=None if model.keys is None else (base / model.keys).resolve(),
         history=history,
+    )
+
+
+def _check_http(path: Path, model: CloudModel) -> None:
+    """Whoever can be reached by others has to encrypt, and to ask who comes."""
+    http, where = model.http, place(path, "http", "host")
+    if (http.certificate is None) != (http.key is None):
+        raise ConfigurationError(f"{place(path, 'http')}: certificate and key go together")
+    encrypted = http.certificate is not None or (http.public_url or "").startswith("https://")
+    if not is_loopback(http.host) and (http.certificate is None or http.public_url is None):
+        raise ConfigurationError(
+            f"{where}: {http.host} can be reached by others: give http.certificate, http.key and http.public_url (the name "
+            "people use), or use 127.0.0.1 and a reverse proxy with TLS (http.public_url)"
+        )
+    if model.access.demo and (not is_loopback(http.host) or http.public_url is not None):
+        raise ConfigurationError(
+            f"{place(path, 'access', 'demo')}: everybody would be admin; it is for http.host 127.0.0.1 without public_url"
+        )
+    if http.public_url is not None and not encrypted:
+        raise ConfigurationError(f"{place(path, 'http', 'public_url')}: it has to be https")
+
+
+def _placed(base: Path, model: BaseModel, *names: str) -> BaseModel:
+    """A section with its paths beside the file."""
+    return model.model_copy(update={name: base / path for name in names if (path := getattr(model, name)) is not None})
+
+
+def _a2a(path: Path, model: A2aModel) -> A2aModel:
+    """The section with paths that can be used; raises :class:`ConfigurationError`."""
+    if (model.certificate is None) != (model.key is None):
+        raise ConfigurationError(f"{place(path, 'a2a')}: certificate and key go together")
+    if model.certificate is None and (model.client_ca is not None or not is_loopback(model.host)):
+        raise ConfigurationError(
+            f"{place(path, 'a2a', 'host')}: {model.host} without TLS; give certificate and key, or use 127.0.0.1"
+        )
+    names = ("tokens", "certificate", "key", "client_ca")
+    return model.model_copy(
+        update={name: path.parent / found for name in names if (found := getattr(model, name)) is not None}
     )

@@ -4,6 +4,9 @@ import random
 from itertools import pairwise
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from wattmesh_edge.agents import planner
 from wattmesh_edge.agents.planner import Storage, battery_policy, charge_level_w, expected_grid_wh, value_of_storage
 
 START = 1_659_333_600 * 10**9
@@ -135,3 +138,21 @@ def test_a_spread_costs_what_a_certain_forecast_hides():
         for spread in (None, [200.0] * 96)
     )
     assert unsure.cost[0][0] > sure.cost[0][0], "the cost of a slot is convex in its net load (Jensen)"
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.floats(-2000, 4000), min_size=2, max_size=12),
+    st.integers(0, 4000),
+    st.integers(0, 6000),
+    st.floats(500, 8000),
+)
+def test_the_fast_way_for_convex_costs_is_the_slow_one(net, feed_in, more, power_w):
+    storage = planner.Storage(energy_wh=6400, power_w=power_w)
+    prices = [feed_in + more * (at % 3) for at in range(len(net))]
+    fast = value_of_storage(storage, net, prices, feed_in, start_ns=0, slot_s=900)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planner, "_best_convex", planner._best)
+        slow = value_of_storage(storage, net, prices, feed_in, start_ns=0, slot_s=900)
+    for one, other in zip(fast.cost, slow.cost, strict=True):
+        assert one == pytest.approx(other, rel=1e-9, abs=1e-3)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
 from wattmesh_a2a.config_file import StrictModel
+from wattmesh_a2a.errors import ConfigurationError
 from wattmesh_a2a.tariff_file import TariffModel
 
 
@@ -66,3 +68,19 @@ class MarketConfig(StrictModel):
             if names.count(name) > 1:
                 raise ValueError(f"participant {name!r} stands twice")
         return self
+
+
+def check_areas(configs: Sequence[MarketConfig]) -> None:
+    """Raises :class:`ConfigurationError` when two areas share a name or a participant."""
+    seen: dict[str, str] = {}
+    names: set[str] = set()
+    for config in configs:
+        if config.area in names:
+            raise ConfigurationError(f"market area {config.area!r} stands twice; each has its own journal and writer")
+        names.add(config.area)
+        for one in config.participants:
+            if one.id in seen:
+                raise ConfigurationError(
+                    f"participant {one.id!r} stands in the areas {seen[one.id]!r} and {config.area!r}; a site trades in one"
+                )
+            seen[one.id] = config.area

@@ -115,13 +115,16 @@ class MarketEngine:
             if known.placed == order:
                 return known.result()
             return self._refused(order.client_order_id, (RejectReason.DUPLICATE_ID, "known with other contents"))
-        refusal = self.risk.refusal(participant, order, now_ns, halted=self.halted) or self._halt_of(slot, now_ns)
+        halted = self.halted if self.halts else None
+        refusal = self.risk.refusal(participant, order, now_ns, halted=halted) or self._halt_of(slot, now_ns)
         if refusal is None:
-            limit = self._limit(order)
-            worst = order.quantity_wh * max(0, limit if order.side is _BUY else -limit)
-            buy, sell = (order.quantity_wh, 0) if order.side is _BUY else (0, order.quantity_wh)
+            limit, quantity = self._limit(order), order.quantity_wh
+            if order.side is _BUY:
+                change = (quantity, 0, quantity * limit if limit > 0 else 0)
+            else:
+                change = (0, quantity, quantity * -limit if limit < 0 else 0)
             refusal = self._collecting(slot, participant, order, now_ns) or self.risk.over(
-                participant, slot, order.slot_start_ns, (buy, sell, worst), now_ns, self.open
+                participant, slot, order.slot_start_ns, change, now_ns, self.open
             )
         if refusal is not None:
             return self._refused(order.client_order_id, refusal)
@@ -352,7 +355,10 @@ class MarketEngine:
         entry = Entry(order, order, number, limit)
         slot.entries[participant, order.client_order_id] = entry
         slot.live[number] = entry
-        slot.own.setdefault(participant, {})[number] = entry
+        own = slot.own.get(participant)
+        if own is None:
+            own = slot.own[participant] = {}
+        own[number] = entry
         self._open(slot, entry, order.quantity_wh)
         result = self._after(slot, entry, before, now_ns)
         if order.expires_ns is not None and entry.open_wh:
@@ -365,8 +371,9 @@ class MarketEngine:
         assert book is not None
         rested, met_itself, withdrawn = book.rested, book.self_trade, book.withdrawn
         trades = self._book_trades(slot, before, now_ns) if book.fill_count > before else ()
-        for number, _ in withdrawn:
-            self._release(slot, slot.live[number], OrderStatus.CANCELLED)
+        if withdrawn:
+            for number, _ in withdrawn:
+                self._release(slot, slot.live[number], OrderStatus.CANCELLED)
         if not rested and entry.open_wh:
             self._release(slot, entry, OrderStatus.CANCELLED)
         return entry.result(trades, "it met an order of its own participant" if met_itself else "")
@@ -382,8 +389,9 @@ class MarketEngine:
             position.open_buy += change_wh
         else:
             position.open_sell += change_wh
-        exposure = self.risk.exposure
-        exposure[name] = exposure.get(name, 0) + change_wh * entry.cost_ticks
+        if entry.cost_ticks:
+            exposure = self.risk.exposure
+            exposure[name] = exposure.get(name, 0) + change_wh * entry.cost_ticks
 
     def _release(self, slot: Slot, entry: Entry, status: OrderStatus) -> None:
         """An order that has left the book: forget what was open of it."""
@@ -401,46 +409,108 @@ class MarketEngine:
         """The book's new fills as trades: positions, ledger, candles."""
         assert slot.book is not None
         made = []
-        head = f"{self.config.area}-{slot.start_ns // NS}-"
+        area, on_trade = self.config.area, self.on_trade
+        head = f"{area}-{slot.start_ns // NS}-"
         for maker_number, taker_number, price, quantity in slot.book.fills(before):
             maker, taker = slot.live[maker_number], slot.live[taker_number]
             buy, sell = (taker, maker) if taker.buys else (maker, taker)
+            bought, sold = buy.placed, sell.placed
+            buyer, seller = bought.participant_id, sold.participant_id
             trade = Trade(
                 id=f"{head}{len(slot.trades) + 1}",
-                area_id=self.config.area,
+                area_id=area,
                 slot_start_ns=slot.start_ns,
-                buyer_id=buy.placed.participant_id,
-                seller_id=sell.placed.participant_id,
+                buyer_id=buyer,
+                seller_id=seller,
                 quantity_wh=quantity,
                 price_ticks=price,
-                buy_order_id=buy.placed.client_order_id,
-                sell_order_id=sell.placed.client_order_id,
+                buy_order_id=bought.client_order_id,
+                sell_order_id=sold.client_order_id,
             )
-            for entry in (maker, taker):
+            for entry, name in ((buy, buyer), (sell, seller)):
                 self._open(slot, entry, -quantity)
                 entry.filled_wh += quantity
-                if entry.open_wh == 0:
-                    self._release(slot, entry, _FILLED)
-                else:
+                if entry.open_wh:
                     entry.status = _PARTIALLY
-            slot.positions[trade.buyer_id].bought += quantity
-            slot.positions[trade.seller_id].sold += quantity
+                else:
+                    entry.status = _FILLED
+                    del slot.live[entry.number]
+                    del slot.own[name][entry.number]
+            slot.positions[buyer].bought += quantity
+            slot.positions[seller].sold += quantity
             top = price if buy.order.kind is _MARKET else buy.limit_ticks
             bottom = price if sell.order.kind is _MARKET else sell.limit_ticks
             slot.welfare_units += quantity * (top - bottom)
             slot.trade(trade, now_ns)
             self.trades[trade.id] = trade
-            self.ledger.transfer(trade.id, trade.buyer_id, trade.seller_id, quantity * price, "trade")
+            self.ledger.transfer(trade.id, buyer, seller, quantity * price, "trade")
             made.append(trade)
-            if self.on_trade is not None:
-                self.on_trade(trade, maker.placed.participant_id, taker.placed.participant_id)
-        self._watch(slot, made[-1].price_ticks, now_ns)
+            if on_trade is not None:
+                on_trade(trade, maker.placed.participant_id, taker.placed.participant_id)
+        if self._halt_move is not None:
+            self._watch(slot, made[-1].price_ticks, now_ns)
         return tuple(made)
+
+    def _book_closing(self, slot: Slot, before: int, now_ns: int) -> None:
+        """As :meth:`_book_trades`, for the many trades with which a product closes: sums are made once, nobody is told of each."""
+        assert slot.book is not None
+        area, start, live, positions = self.config.area, slot.start_ns, slot.live, slot.positions
+        head, count, welfare = f"{area}-{start // NS}-", len(slot.trades), 0
+        made: list[Trade] = []
+        bookings: list[tuple[str, str, str, int]] = []
+        for one, other, price, quantity in slot.book.fills(before):
+            buy, sell = live[one], live[other]
+            if not buy.buys:
+                buy, sell = sell, buy
+            bought, sold = buy.placed, sell.placed
+            buyer, seller = bought.participant_id, sold.participant_id
+            count += 1
+            name = f"{head}{count}"
+            made.append(
+                Trade(
+                    id=name,
+                    area_id=area,
+                    slot_start_ns=start,
+                    buyer_id=buyer,
+                    seller_id=seller,
+                    quantity_wh=quantity,
+                    price_ticks=price,
+                    buy_order_id=bought.client_order_id,
+                    sell_order_id=sold.client_order_id,
+                )
+            )
+            bookings.append((name, buyer, seller, quantity * price))
+            buy.filled_wh += quantity
+            sell.filled_wh += quantity
+            positions[buyer].bought += quantity
+            positions[seller].sold += quantity
+            top = price if buy.order.kind is _MARKET else buy.limit_ticks
+            welfare += quantity * (top - (price if sell.order.kind is _MARKET else sell.limit_ticks))
+        slot.welfare_units += welfare
+        for trade in made:
+            slot.trade(trade, now_ns)
+            self.trades[trade.id] = trade
+        self.ledger.trades(bookings)
+
+    def _expire_all(self, slot: Slot) -> None:
+        """Nothing is open any more: what was, is filled or has expired."""
+        exposure = self.risk.exposure
+        for name, own in slot.own.items():
+            released = 0
+            for entry in own.values():
+                released += entry.open_wh * entry.cost_ticks
+                entry.status = _FILLED if entry.filled_wh == entry.order.quantity_wh else OrderStatus.EXPIRED
+                entry.open_wh = 0
+            own.clear()
+            if released:
+                exposure[name] -= released
+        slot.live.clear()
+        for position in slot.positions.values():
+            position.open_buy = position.open_sell = 0
 
     def _watch(self, slot: Slot, price: int, now_ns: int) -> None:
         """Halt a product whose last price is too far from that of the window's first trade."""
-        if self._halt_move is None:
-            return
+        assert self._halt_move is not None
         if slot.reference is None or now_ns - slot.reference[1] > self.config.halt_window_s * NS:
             slot.reference = (price, now_ns)
         elif abs(price - slot.reference[0]) > self._halt_move:
@@ -517,9 +587,8 @@ class MarketEngine:
         before = book.fill_count
         price = mechanism.close(book) if mechanism is not None else None
         if book.fill_count > before:
-            self._book_trades(slot, before, slot.start_ns - self._close_ns)
-        for entry in list(slot.live.values()):
-            self._release(slot, entry, OrderStatus.EXPIRED)
+            self._book_closing(slot, before, slot.start_ns - self._close_ns)
+        self._expire_all(slot)
         slot.told = tuple(sorted(people)) if phase is Phase.CLOSED or slot.trades else ()
         slot.offered = (
             len(orders),

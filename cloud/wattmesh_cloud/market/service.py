@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.codec import message_from_json, message_to_bytes
@@ -38,9 +38,9 @@ from wattmesh_a2a.messenger import Messenger
 
 from wattmesh_cloud.market.config import MarketConfig
 from wattmesh_cloud.market.engine import MarketEngine
-from wattmesh_cloud.market.journal import Journal
+from wattmesh_cloud.market.journal import Journal, journal_path
 from wattmesh_cloud.market.marketdata import market_data
-from wattmesh_cloud.market.replica import recovered, write_snapshot
+from wattmesh_cloud.market.replica import Standby, recovered, write_snapshot
 from wattmesh_cloud.market.risk import SiteState
 from wattmesh_cloud.market.rows import clearing_rows, figures, settlement_rows
 from wattmesh_cloud.store.base import JsonValue, Store, Table
@@ -62,6 +62,10 @@ _MOST_TRADES = 200
 """In one message: it has to stay under the transports' 100 KB."""
 
 
+_ENTRIES = {OrderBatch: "orders", OrderPlace: "place", OrderAmend: "amend", OrderCancel: "cancel"}
+"""What a message is called in the journal."""
+
+
 def _short(commitment: Commitment, trades: int = _MOST_TRADES) -> Commitment:
     """A commitment that fits a message: without its trades where they are too many. What binds is the net."""
     return commitment if len(commitment.trades) <= trades else replace(commitment, trades=())
@@ -69,7 +73,7 @@ def _short(commitment: Commitment, trades: int = _MOST_TRADES) -> Commitment:
 
 def _answer(results: Sequence[OrderResult]) -> OrderResults:
     """Results that fit a message: where an order swept the book, how much it traded without every trade."""
-    if sum(len(one.trades) for one in results) > _MOST_TRADES:
+    if sum([len(one.trades) for one in results]) > _MOST_TRADES:
         results = [
             replace(one, trades=(), detail=f"{len(one.trades)} trades") if one.trades else one for one in results
         ]
@@ -86,10 +90,19 @@ class MarketService:
         clock: The market's time.
         state: Folder of the journal.
         org: Of all addresses.
+        warm: A standby that goes on as the writer.
     """
 
     def __init__(
-        self, config: MarketConfig, store: Store, messenger: Messenger, clock: Clock, state: Path, org: str
+        self,
+        config: MarketConfig,
+        store: Store,
+        messenger: Messenger,
+        clock: Clock,
+        state: Path,
+        org: str,
+        *,
+        warm: Standby | None = None,
     ) -> None:
         self.config = config
         self.address = Address(org, CLOUD_UNIT, MARKET_AGENT)
@@ -104,11 +117,12 @@ class MarketService:
         self._sites_due_ns = 0
         self._guards: dict[str, Guard] = {}
         self._watch: SiteWatch | None = None
+        self._gateways: dict[str, Address] = {}
         self._executed: list[tuple[str, Trade]] = []
         self._telling = False
-        self._journal = Journal(state / f"market-{config.area}.journal")
+        self._journal = Journal(journal_path(state, config.area))
         self._snapshot = state / f"market-{config.area}.snapshot"
-        self._replica = recovered(config, self._journal, self._snapshot)
+        self._replica = recovered(config, self._journal, self._snapshot, warm)
         self._snapshot_due = self._replica.count + _SNAPSHOT_ENTRIES
         # The rules are in the journal, too: a changed file holds from here on and rewrites nothing.
         own = config.model_dump(mode="json", by_alias=True)
@@ -134,11 +148,22 @@ class MarketService:
 
     def register(self) -> None:
         """Begin to take orders when the messenger starts."""
-        self._messenger.on_request(OrderBatch, self._on_orders, as_agent=self.address)
-        self._messenger.on_request(OrderPlace, self._on_place, as_agent=self.address)
-        self._messenger.on_request(OrderAmend, self._on_amend, as_agent=self.address)
-        self._messenger.on_request(OrderCancel, self._on_cancel, as_agent=self.address)
-        self._messenger.on_request(CommitmentQuery, self._on_query, as_agent=self.address, idempotent=True)
+        for kind in (OrderBatch, OrderPlace, OrderAmend, OrderCancel):
+            self._messenger.on_request(kind, self.handle, as_agent=self.address)
+        self._messenger.on_request(CommitmentQuery, self.handle, as_agent=self.address, idempotent=True)
+
+    async def handle(self, envelope: Envelope) -> Message:
+        """Answer an order, a change, a cancellation or a question of a participant."""
+        message = envelope.data
+        if isinstance(message, CommitmentQuery):
+            return self._on_query(envelope, message)
+        assert isinstance(message, OrderBatch | OrderPlace | OrderAmend | OrderCancel)
+        if envelope.source.unit != message.participant_id:
+            await self._unauthorised(envelope, message.participant_id)
+        results = await self._commit_message(_ENTRIES[type(message)], message, self._clock.utc_ns())
+        if isinstance(message, OrderBatch):
+            return OrderBatchResult(slot_start_ns=message.slot_start_ns, results=tuple(results))
+        return _answer(results)
 
     # -- the journal
 
@@ -150,7 +175,7 @@ class MarketService:
     async def _commit_message(self, what: str, message: Message, now: int) -> list[OrderResult]:
         body = b'{"what":"%s","now":%d,"batch":%s}' % (what.encode(), now, message_to_bytes(message))
         await self._journal.append_body(body)
-        results: list[OrderResult] = self._replica.apply({"what": what, "now": now}, message)
+        results = self._replica.apply_message(message, now)
         if self._executed and not self._telling:
             self._telling = True  # once for all that a group of the journal brings
             asyncio.get_running_loop().call_soon(self._tell_executions)
@@ -170,40 +195,30 @@ class MarketService:
 
     # -- messages
 
-    async def _on_orders(self, envelope: Envelope) -> Message:
-        batch = envelope.data
-        assert isinstance(batch, OrderBatch)
-        await self._authorised(envelope, batch.participant_id)
-        results = await self._commit_message("orders", batch, self._clock.utc_ns())
-        return OrderBatchResult(slot_start_ns=batch.slot_start_ns, results=tuple(results))
-
     async def submit(self, participant: str, slot_ns: int, orders: tuple[Order, ...]) -> list[OrderResult]:
         """Replace a participant's orders of a slot, by whoever may; one result an order, by the area's limits."""
         batch = OrderBatch(participant_id=participant, area_id=self.config.area, slot_start_ns=slot_ns, orders=orders)
         return await self._commit_message("orders", batch, self._clock.utc_ns())
 
-    async def _on_place(self, envelope: Envelope) -> Message:
-        message = envelope.data
-        assert isinstance(message, OrderPlace)
-        await self._authorised(envelope, message.participant_id)
-        return _answer(await self._commit_message("place", message, self._clock.utc_ns()))
+    async def place(self, participant: str, orders: tuple[Order, ...]) -> list[OrderResult]:
+        """New orders beside those that a participant has, by whoever may; one result an order, by the area's limits."""
+        message = OrderPlace(participant_id=participant, area_id=self.config.area, orders=orders)
+        return await self._commit_message("place", message, self._clock.utc_ns())
 
-    async def _on_amend(self, envelope: Envelope) -> Message:
-        message = envelope.data
-        assert isinstance(message, OrderAmend)
-        await self._authorised(envelope, message.participant_id)
-        return _answer(await self._commit_message("amend", message, self._clock.utc_ns()))
+    async def cancel(
+        self, participant: str, slot_ns: int | None, client_order_ids: tuple[str, ...] = ()
+    ) -> list[OrderResult]:
+        """Take open orders back, by whoever may; none named takes all."""
+        message = OrderCancel(
+            participant_id=participant,
+            area_id=self.config.area,
+            slot_start_ns=slot_ns,
+            client_order_ids=client_order_ids,
+        )
+        return await self._commit_message("cancel", message, self._clock.utc_ns())
 
-    async def _on_cancel(self, envelope: Envelope) -> Message:
-        message = envelope.data
-        assert isinstance(message, OrderCancel)
-        await self._authorised(envelope, message.participant_id)
-        return _answer(await self._commit_message("cancel", message, self._clock.utc_ns()))
-
-    async def _authorised(self, envelope: Envelope, participant: str) -> None:
+    async def _unauthorised(self, envelope: Envelope, participant: str) -> NoReturn:
         """Only a participant's own unit orders for it; whoever else tries is refused, and the journal says so."""
-        if envelope.source.unit == participant:
-            return
         await self._commit(
             {
                 "what": "refused",
@@ -227,7 +242,7 @@ class MarketService:
                 self._spawn(self._send(name, message, min(trade.slot_start_ns for trade in part)))
 
     async def _send(self, name: str, message: Message, expires_ns: int) -> bool:
-        to = Address(self._org, name, GATEWAY_AGENT)
+        to = self._gateways.get(name) or self._gateways.setdefault(name, Address(self._org, name, GATEWAY_AGENT))
         try:
             await self._messenger.request(to, message, expires_ns=expires_ns, as_agent=self.address)
         except WattmeshError as error:
@@ -240,9 +255,7 @@ class MarketService:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _on_query(self, envelope: Envelope) -> Message:
-        query = envelope.data
-        assert isinstance(query, CommitmentQuery)
+    def _on_query(self, envelope: Envelope, query: CommitmentQuery) -> CommitmentList:
         if envelope.source.unit != query.participant_id:
             raise UnauthorisedError(f"{envelope.source} may not ask for {query.participant_id}")
         slots = sorted(
