@@ -11,11 +11,13 @@ import sqlite3
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
 
 import uvicorn
 from wattmesh_a2a.cards import AgentRegistry
-from wattmesh_a2a.clock import NS_PER_S, Clock
+from wattmesh_a2a.clock import NS_PER_S, Clock, SystemClock
 from wattmesh_a2a.codec import message_from_json
 from wattmesh_a2a.deadletters import DeadLetters
 from wattmesh_a2a.dedupe import SqliteDedupe
@@ -26,9 +28,16 @@ from wattmesh_a2a.grid import GridStatus
 from wattmesh_a2a.messages import GatewayStatus, Message
 from wattmesh_a2a.transports.mqtt import MqttTransport
 
+from wattmesh_cloud.access.commands import Commands
+from wattmesh_cloud.access.config import AccessModel
+from wattmesh_cloud.access.door import Access
+from wattmesh_cloud.access.jobs import Jobs
+from wattmesh_cloud.access.model import Tenants
+from wattmesh_cloud.access.oidc import Oidc, read_secret
+from wattmesh_cloud.access.store import AccessStore
 from wattmesh_cloud.agents.looks import Sources
 from wattmesh_cloud.agents.service import AgentsService
-from wattmesh_cloud.api import create_api
+from wattmesh_cloud.api import PREFIX, Services, create_api
 from wattmesh_cloud.audit import AuditLog
 from wattmesh_cloud.config import CloudConfig
 from wattmesh_cloud.forecasting.service import ForecastingService
@@ -40,6 +49,7 @@ from wattmesh_cloud.lake import Lake
 from wattmesh_cloud.live import LiveView
 from wattmesh_cloud.market.areas import Markets
 from wattmesh_cloud.market.config import MarketConfig
+from wattmesh_cloud.market.replica import Standby
 from wattmesh_cloud.market.risk import SiteState
 from wattmesh_cloud.market.telemetry import site_state
 from wattmesh_cloud.store.dead import DeadLetters as DeadFrames
@@ -86,9 +96,12 @@ class Cloud:
     Args:
         config: The checked file.
         clock: Time of everything but I/O.
+        warm: Standbys of market areas that go on as writers.
     """
 
-    def __init__(self, config: CloudConfig, clock: Clock) -> None:
+    def __init__(
+        self, config: CloudConfig, clock: Clock, *, warm: Mapping[str, Standby] = MappingProxyType({})
+    ) -> None:
         model, state, org = config.model, config.state, config.model.org
         state.mkdir(parents=True, exist_ok=True)
         self._config = config
@@ -116,7 +129,7 @@ class Cloud:
         self.agents = AgentRegistry(messenger, clock)
         self.dead = DeadFrames(state / "dead_frames.sqlite")
         self.ingest = Ingest(self.store, messenger, clock, org, dead=self.dead)
-        self.markets = Markets((model.market, *model.areas), self.store, messenger, clock, state, org)
+        self.markets = Markets((model.market, *model.areas), self.store, messenger, clock, state, org, warm=warm)
         self.market = self.markets.first
         self.forecasting = ForecastingService(
             model.forecasting,
@@ -179,6 +192,9 @@ class Cloud:
             announcements=announcements,
             online=online,
         )
+        self.access = open_access(config, self.audit, clock)
+        self.commands = Commands(state / "commands.sqlite", self.audit, clock, SystemClock())
+        self.jobs = Jobs(state / "jobs", clock)
         self.tools = Context(
             store=self.store,
             clock=clock,
@@ -192,6 +208,7 @@ class Cloud:
         if not self._config.model.ingest.workers:
             self.ingest.register()
         self.ingest.on_columns(self.live.on_columns)
+        self.ingest.on_record(self.view.alarms.on_record)
         for service in self.services:
             service.register()
         for service in self.services:
@@ -288,7 +305,7 @@ class Cloud:
         if address.agent != GATEWAY_AGENT:
             return
         if card is None:
-            self.view.online.discard(address.unit)
+            self.view.on_presence(address.unit, None)
             return
         announcement = card.get("announcement")
         if not isinstance(announcement, dict):
@@ -298,8 +315,7 @@ class Cloud:
         except InvalidMessageError as error:
             log.warning("the card of %s is not understood: %s", address, error)
             return
-        self.view.online.add(address.unit)
-        self.view.announcements[address.unit] = announcement["data"]
+        self.view.on_presence(address.unit, announcement["data"])
 
     def _on_status(self, envelope: Envelope) -> None:
         status = envelope.data
@@ -312,6 +328,7 @@ class Cloud:
     async def run(self, stop: asyncio.Event, ready: Path | None = None) -> None:
         """Work until ``stop`` is set; then settle, flush, report."""
         self.audit.write(self._clock.utc_ns(), "cloud", "process.start", "done")
+        await asyncio.to_thread(self.view.alarms.restore, self.store)
         http = _bound_socket(self._config.model.http.host, self._config.model.http.port)
         server = self._http_server()
         await self.messenger.announce({"name": "wattmesh cloud", "agents": list(self.forecasting_ids)})
@@ -319,7 +336,12 @@ class Cloud:
         async with asyncio.TaskGroup() as group:
             serving = group.create_task(server.serve(sockets=[http]), name="http")
             running = [group.create_task(service.run(), name=type(service).__name__) for service in self.services]
+<<<<<<< HEAD
             running.append(group.create_task(self._taking(), name="ingest"))
+=======
+            running.append(group.create_task(self.jobs.run(), name="jobs"))
+            running.append(group.create_task(self.ingest.run(), name="ingest"))
+>>>>>>> 41f4f8560357e92febcdba6ae620cd4269057f8d
             running.append(group.create_task(self._housekeeping(), name="housekeeping"))
             faces = [server, *(one for one in (self._mcp_server(), self._a2a_server()) if one is not None)]
             for face in faces[1:]:
@@ -346,6 +368,8 @@ class Cloud:
         self.markets.close()
         self.strategy.close()
         self.audit.write(self._clock.utc_ns(), "cloud", "process.stop", "done")
+        self.commands.close()
+        self.access.store.close()
         self.audit.close()
         self.dead.close()
         self.store.close()
@@ -358,19 +382,51 @@ class Cloud:
             await self.ingest.run()
 
     def _http_server(self) -> uvicorn.Server:
-        app = create_api(self.view)
+        http = self._config.model.http
+        app = create_api(self._services())
         try:
             from wattmesh_cloud.console import attach
         except ModuleNotFoundError as error:
-            if error.name != "nicegui":  # anything else that is missing is a fault of ours and has to be seen
+            if error.name != "jinja2":  # anything else that is missing is a fault of ours and has to be seen
                 raise
             log.warning("the console is not installed (pip install 'wattmesh[console]'); the API runs without it")
         else:
-            attach(app, self.view)
-        config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=2)
+            attach(app)
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=2, server_header=False,
+            ssl_certfile=http.certificate, ssl_keyfile=http.key, proxy_headers=http.public_url is not None,
+            limit_concurrency=2000, h11_max_incomplete_event_size=32_768,
+        )  # fmt: skip
         server = uvicorn.Server(config)
         server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]  # signals are the command's
         return server
+
+    def _services(self) -> Services:
+        """What the API stands on."""
+        model = self._config.model
+        oidc = model.access.oidc
+        base = model.http.public_url or _own_url(self._config)
+        secret = read_secret(oidc.client_secret) if oidc is not None and oidc.client_secret is not None else None
+        return Services(
+            view=self.view,
+            access=self.access,
+            commands=self.commands,
+            jobs=self.jobs,
+            audit=self._config.state / "audit.log",
+            nominal_hz=model.grid.nominal_hz,
+            oidc=None if oidc is None else Oidc(oidc, secret, f"{base}{PREFIX}/oidc/callback"),
+            longest_s=round(model.access.longest_h * 3600),
+            facts=self._facts,
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        """What only this place knows of the process."""
+        return {
+            "messages": dict(self.messenger.counters()),
+            "lake_files": len(self.lake.files()),
+            "dead_letters": sum(self.dead.counts().values()),
+            "public_url": self._config.model.http.public_url,
+        }
 
     def _mcp_server(self) -> uvicorn.Server | None:
         """The tools by MCP where the file asks for it."""
@@ -473,6 +529,35 @@ class Cloud:
         draft = target.with_suffix(".draft")
         draft.write_text(json.dumps(self.report()), encoding="utf-8")
         draft.replace(target)
+
+
+def open_access(config: CloudConfig, audit: AuditLog, clock: Clock) -> Access:
+    """The door of a cloud's file."""
+    model = config.model
+    access: AccessModel = model.access
+    names = {"127.0.0.1", "localhost", "::1", model.http.host}
+    if model.http.public_url is not None:
+        names.add(urlsplit(model.http.public_url).hostname or "")
+    return Access(
+        store=AccessStore(
+            config.state / "access.sqlite",
+            SystemClock(),
+            Tenants(sites={name: frozenset(sites) for name, sites in access.tenants.items()}),
+            idle_s=access.idle_min * 60,
+            longest_s=access.longest_h * 3600,
+        ),
+        audit=audit,
+        fleet=clock,
+        demo=access.demo,
+        secure=_own_url(config).startswith("https://") or (model.http.public_url or "").startswith("https://"),
+        hosts=frozenset(names),
+        requests_per_s=access.requests_per_s,
+    )
+
+
+def _own_url(config: CloudConfig) -> str:
+    http = config.model.http
+    return f"{'http' if http.certificate is None else 'https'}://{http.host}:{http.port}"
 
 
 def _bound_socket(host: str, port: int, what: str = "API and console") -> socket.socket:

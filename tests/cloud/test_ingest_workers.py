@@ -130,7 +130,8 @@ async def test_a_worker_that_the_file_does_not_have_is_refused(tmp_path):
     (tmp_path / "keys").mkdir()
     (tmp_path / "cloud.yaml").write_text(
         "version: 1\norg: demo\nstate: state\nbroker: mqtt://127.0.0.1:1\nkeys: keys\ningest: {workers: 2}\n"
-        "market: {area: a, tariff: {feed_in_price: 0.05, default_price: 0.2}, participants: [{id: x, import_limit_w: 1, export_limit_w: 1, credit_limit: 1}]}\n"
+        "market: {area: a, tariff: {feed_in_price: 0.05, default_price: 0.2},"
+        " participants: [{id: x, import_limit_w: 1, export_limit_w: 1, credit_limit: 1}]}\n"
     )
     config = load_cloud(tmp_path / "cloud.yaml")
     with pytest.raises(ConfigurationError, match="worker 3"):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from wattmesh_a2a.clock import Clock
 from wattmesh_a2a.envelope import Envelope
@@ -14,6 +15,7 @@ from wattmesh_a2a.messages import CommitmentQuery, Message, OrderAmend, OrderBat
 from wattmesh_a2a.messenger import Messenger
 
 from wattmesh_cloud.market.config import MarketConfig, check_areas
+from wattmesh_cloud.market.replica import Standby
 from wattmesh_cloud.market.service import Guard, MarketService, SiteWatch
 from wattmesh_cloud.store.base import Store
 
@@ -31,20 +33,31 @@ class Markets:
         clock: Time of all.
         state: Folder of the journals.
         org: Of all addresses.
+        warm: Standbys that go on as writers, by area.
 
     Raises:
         ConfigurationError: Two areas have one name, or one participant.
     """
 
     def __init__(
-        self, configs: Sequence[MarketConfig], store: Store, messenger: Messenger, clock: Clock, state: Path, org: str
+        self,
+        configs: Sequence[MarketConfig],
+        store: Store,
+        messenger: Messenger,
+        clock: Clock,
+        state: Path,
+        org: str,
+        *,
+        warm: Mapping[str, Standby] = MappingProxyType({}),
     ) -> None:
         check_areas(configs)
         self._messenger = messenger
         self.areas: dict[str, MarketService] = {}
         try:
             for config in configs:
-                self.areas[config.area] = MarketService(config, store, messenger, clock, state, org)
+                self.areas[config.area] = MarketService(
+                    config, store, messenger, clock, state, org, warm=warm.get(config.area)
+                )
         except BaseException:
             self.close()
             raise

@@ -12,6 +12,7 @@ broken block at the end is a write that the machine did not finish: nobody was t
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import hashlib
 import json
@@ -35,6 +36,11 @@ _LENGTH = struct.Struct("<I")
 _LONGEST = 1_000_000
 _GROUP_BYTES = 8_000_000
 START = hashlib.blake2b(b"wattmesh market journal", digest_size=16).digest()
+
+
+def journal_path(state: Path, area: str) -> Path:
+    """Where an area's journal stands in a cloud's state."""
+    return state / f"market-{area}.journal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,7 @@ class Journal:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             self._lock()
+            finish_take_over(path)
             self.torn = 0
             self._size, self.count, self.chain = 0, 0, START
             self._check()
@@ -88,6 +95,10 @@ class Journal:
             raise ConfigurationError(
                 f"{self._path}: another process writes it; one market area has one writer"
             ) from error
+        if not _names(self._path, self._file):
+            raise ConfigurationError(
+                f"{self._path}: another process has just taken it over; one market area has one writer"
+            )
 
     def _check(self) -> None:
         content = self._path.read_bytes()
@@ -179,19 +190,20 @@ class Journal:
         """All of it, durable, or nothing of it.
 
         After a failed ``fdatasync`` nobody knows what is on the disk (the kernel may have dropped the pages), so nothing is
-        written any more until a restart has read the file again.
+        written any more until a restart has read the file again. The same once the file's name is another file's: what was
+        written since then is in no journal, and nobody is told that it was (:func:`take_over`).
         """
         if self._broken is not None:
             raise self._broken
         try:
-            left = memoryview(content)
-            while left:
-                left = left[os.write(self._file, left) :]
+            _write_all(self._file, content)
         except OSError:
             os.ftruncate(self._file, self._size)
             raise
         try:
             os.fdatasync(self._file)
+            if not _names(self._path, self._file):
+                raise OSError(errno.ESTALE, "another writer has taken over; end this one")
         except OSError as error:
             self._broken = error
             raise
@@ -234,6 +246,104 @@ class Follower:
             self._at, self.chain = block.end, block.chain
             self.count = block.first + len(block.bodies)
         return found
+
+
+def has_writer(path: Path) -> bool:
+    """Whether a living process holds a journal open for writing."""
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(file)
+
+
+def take_over(path: Path) -> None:
+    """Fence the writer of a journal, whether it is dead, hung or alive: from here on nothing that it writes is acknowledged.
+
+    The journal's name becomes another file's, with the same blocks. A writer looks after each ``fdatasync``, and before it
+    acknowledges, whether the name is still its file's. So whatever it has acknowledged stood in its file before the name
+    changed, and is read from there afterwards. A process that dies in between is made up for by whoever opens the journal next.
+
+    Raises:
+        ConfigurationError: There is no journal, it is damaged, or another take-over is under way.
+    """
+    if not path.exists():
+        raise ConfigurationError(f"{path}: there is no such journal")
+    draft, old = path.with_suffix(".draft-journal"), path.with_suffix(".superseded")
+    file = os.open(draft, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigurationError(f"{path}: another process takes it over") from error
+        finish_take_over(path)
+        content = path.read_bytes()
+        os.ftruncate(file, 0)
+        _write_all(file, content[: _whole(path, content)])
+        os.fsync(file)
+        os.link(path, old)
+        sync_folder(path.parent)
+        draft.replace(path)
+        sync_folder(path.parent)
+        finish_take_over(path)
+    finally:
+        os.close(file)
+
+
+def finish_take_over(path: Path) -> None:
+    """Bring over what a fenced writer has acknowledged at the last moment; its file is kept beside the journal."""
+    old = path.with_suffix(".superseded")
+    if not old.exists():
+        return
+    if old.samefile(path):  # ended before the name changed: nobody was fenced
+        old.unlink()
+        return
+    content, have = old.read_bytes(), path.read_bytes()
+    have = have[: _whole(path, have)]
+    whole = content[: _whole(old, content)]
+    if not whole.startswith(have):
+        raise ConfigurationError(f"{path}: does not go on from {old}, which it took over; look at both")
+    file = os.open(path, os.O_WRONLY)
+    try:
+        os.ftruncate(file, len(have))
+        os.lseek(file, 0, os.SEEK_END)
+        _write_all(file, whole[len(have) :])
+        os.fsync(file)
+    finally:
+        os.close(file)
+    old.replace(path.with_suffix(".fenced"))
+    sync_folder(path.parent)
+
+
+def _names(path: Path, file: int) -> bool:
+    """Whether a name is still this open file's."""
+    try:
+        named = path.stat()
+    except FileNotFoundError:
+        return False
+    own = os.fstat(file)
+    return (named.st_ino, named.st_dev) == (own.st_ino, own.st_dev)
+
+
+def _whole(path: Path, content: bytes) -> int:
+    """Bytes of whole blocks."""
+    end = 0
+    for block in read_blocks(path, content, 0, 0, START):
+        end = block.end
+    return end
+
+
+def _write_all(file: int, content: bytes) -> None:
+    left = memoryview(content)
+    while left:
+        left = left[os.write(file, left) :]
 
 
 def sync_folder(folder: Path) -> None:

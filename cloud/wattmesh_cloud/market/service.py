@@ -38,9 +38,9 @@ from wattmesh_a2a.messenger import Messenger
 
 from wattmesh_cloud.market.config import MarketConfig
 from wattmesh_cloud.market.engine import MarketEngine
-from wattmesh_cloud.market.journal import Journal
+from wattmesh_cloud.market.journal import Journal, journal_path
 from wattmesh_cloud.market.marketdata import market_data
-from wattmesh_cloud.market.replica import recovered, write_snapshot
+from wattmesh_cloud.market.replica import Standby, recovered, write_snapshot
 from wattmesh_cloud.market.risk import SiteState
 from wattmesh_cloud.market.rows import clearing_rows, figures, settlement_rows
 from wattmesh_cloud.store.base import JsonValue, Store, Table
@@ -90,10 +90,19 @@ class MarketService:
         clock: The market's time.
         state: Folder of the journal.
         org: Of all addresses.
+        warm: A standby that goes on as the writer.
     """
 
     def __init__(
-        self, config: MarketConfig, store: Store, messenger: Messenger, clock: Clock, state: Path, org: str
+        self,
+        config: MarketConfig,
+        store: Store,
+        messenger: Messenger,
+        clock: Clock,
+        state: Path,
+        org: str,
+        *,
+        warm: Standby | None = None,
     ) -> None:
         self.config = config
         self.address = Address(org, CLOUD_UNIT, MARKET_AGENT)
@@ -111,9 +120,9 @@ class MarketService:
         self._gateways: dict[str, Address] = {}
         self._executed: list[tuple[str, Trade]] = []
         self._telling = False
-        self._journal = Journal(state / f"market-{config.area}.journal")
+        self._journal = Journal(journal_path(state, config.area))
         self._snapshot = state / f"market-{config.area}.snapshot"
-        self._replica = recovered(config, self._journal, self._snapshot)
+        self._replica = recovered(config, self._journal, self._snapshot, warm)
         self._snapshot_due = self._replica.count + _SNAPSHOT_ENTRIES
         # The rules are in the journal, too: a changed file holds from here on and rewrites nothing.
         own = config.model_dump(mode="json", by_alias=True)
@@ -190,6 +199,23 @@ class MarketService:
         """Replace a participant's orders of a slot, by whoever may; one result an order, by the area's limits."""
         batch = OrderBatch(participant_id=participant, area_id=self.config.area, slot_start_ns=slot_ns, orders=orders)
         return await self._commit_message("orders", batch, self._clock.utc_ns())
+
+    async def place(self, participant: str, orders: tuple[Order, ...]) -> list[OrderResult]:
+        """New orders beside those that a participant has, by whoever may; one result an order, by the area's limits."""
+        message = OrderPlace(participant_id=participant, area_id=self.config.area, orders=orders)
+        return await self._commit_message("place", message, self._clock.utc_ns())
+
+    async def cancel(
+        self, participant: str, slot_ns: int | None, client_order_ids: tuple[str, ...] = ()
+    ) -> list[OrderResult]:
+        """Take open orders back, by whoever may; none named takes all."""
+        message = OrderCancel(
+            participant_id=participant,
+            area_id=self.config.area,
+            slot_start_ns=slot_ns,
+            client_order_ids=client_order_ids,
+        )
+        return await self._commit_message("cancel", message, self._clock.utc_ns())
 
     async def _unauthorised(self, envelope: Envelope, participant: str) -> NoReturn:
         """Only a participant's own unit orders for it; whoever else tries is refused, and the journal says so."""
