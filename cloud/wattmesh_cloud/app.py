@@ -336,12 +336,8 @@ class Cloud:
         async with asyncio.TaskGroup() as group:
             serving = group.create_task(server.serve(sockets=[http]), name="http")
             running = [group.create_task(service.run(), name=type(service).__name__) for service in self.services]
-<<<<<<< HEAD
-            running.append(group.create_task(self._taking(), name="ingest"))
-=======
             running.append(group.create_task(self.jobs.run(), name="jobs"))
-            running.append(group.create_task(self.ingest.run(), name="ingest"))
->>>>>>> 41f4f8560357e92febcdba6ae620cd4269057f8d
+            running.append(group.create_task(self._taking(), name="ingest"))
             running.append(group.create_task(self._housekeeping(), name="housekeeping"))
             faces = [server, *(one for one in (self._mcp_server(), self._a2a_server()) if one is not None)]
             for face in faces[1:]:
