@@ -1,4 +1,4 @@
-"""Weather: providers against a stand-in server with answers of the documented shape, files, the clear sky, staleness, PV from it."""
+"""Weather: providers against a stand-in server with documented answers, files, the clear sky, staleness, and PV from it."""
 
 import json
 import logging
