@@ -332,8 +332,8 @@ class Home:
         frequency = self.frequency_hz()
         voltage = self._voltage_v()
         if device == "ev_charger" and self.charger is not None:
-            volts = {name: value for name, value in _phases(0.0, voltage).items() if name.startswith("voltage")}
-            return {**self.charger.quantities(self._now_ns, voltage), **volts, "frequency_hz": frequency}
+            voltages = {name: value for name, value in _phases(0.0, voltage).items() if name.startswith("voltage")}
+            return {**self.charger.quantities(self._now_ns, voltage), **voltages, "frequency_hz": frequency}
         if device == "meter":
             return {**_phases(self.grid_w, voltage), "frequency_hz": frequency, "power_factor_percent": 98.0,
                     "energy_import_wh": self.import_wh, "energy_export_wh": self.export_wh,
