@@ -58,6 +58,7 @@ _LOOK_BACK_NS = 14 * 86_400 * NS_PER_S
 _STORE_AGAIN_NS = 86_400 * NS_PER_S
 _SNAPSHOT_ENTRIES = 50_000
 _SITES_NS = 60 * NS_PER_S
+_DAY_NS = 86_400 * NS_PER_S
 _MOST_TRADES = 200
 """In one message: it has to stay under the transports' 100 KB."""
 
@@ -304,6 +305,9 @@ class MarketService:
             self._rules_due_ns = now + _RULES_NS
             await self._messenger.emit(market_data(self.engine, now), as_agent=self.address, valid_for_s=300)
             await self._messenger.emit(self.rules(), as_agent=self.address, valid_for_s=300)
+        before = now - now % _DAY_NS - self.config.keep_days * _DAY_NS
+        if before > self.engine.archived_before_ns and min(self.engine.slots, default=before) < before:
+            await self._commit({"what": "archive", "before": before})
         if self._replica.count >= self._snapshot_due:
             await self._take_snapshot()
 
@@ -457,7 +461,8 @@ class MarketService:
             self._store.put(table, items)
 
     def _store_settlements(self, slot_ns: int) -> None:
-        items = settlement_rows(self.engine.slots[slot_ns])
+        slot = self.engine.slots.get(slot_ns)
+        items = settlement_rows(slot) if slot is not None else []
         if items:
             self._store.put(Table.TRADE_DATA, items)
 
