@@ -176,6 +176,7 @@ class Delivery:
         self._event_handlers: list[tuple[str, str, EventHandler, bool, GapHandler | None]] = []
         self._presence_handlers: list[PresenceHandler] = []
         self._telemetry_handler: TelemetryHandler | None = None
+        self._telemetry_group: str | None = None
         self._outcome_handler: OutcomeHandler | None = None
         self._waiting: dict[str, _Waiting] = {}
         self._under_way: dict[str, _UnderWay] = {}
@@ -219,7 +220,8 @@ class Delivery:
         else:  # our own, to repair a late will of an earlier session
             await self._subscribe(topics.discovery(self.address), self._on_card)
         if self._telemetry_handler is not None:
-            await self._subscribe(f"{topics.telemetry_prefix}/telemetry/{org}/+/+", self._on_telemetry_message)
+            shared = "" if self._telemetry_group is None else f"$share/{self._telemetry_group}/"
+            await self._subscribe(f"{shared}{topics.telemetry_prefix}/telemetry/{org}/+/+", self._on_telemetry_message)
         await self._transport.start()
         if self._outgoing is not None:
             for pending in self._outgoing.pending():
@@ -885,9 +887,10 @@ class Delivery:
         await self._publish(topic, payload, Priority.BACKLOG if backlog else Priority.TELEMETRY)
         self.stats.count("telemetry_sent")
 
-    def on_telemetry(self, handler: TelemetryHandler) -> None:
+    def on_telemetry(self, handler: TelemetryHandler, *, group: str | None = None) -> None:
         """See :class:`wattmesh_a2a.messenger.Messenger`."""
         self._telemetry_handler = handler
+        self._telemetry_group = group
 
     def _on_telemetry_message(self, inbound: Inbound, payload: bytes) -> None:
         try:

@@ -201,6 +201,23 @@ class MarketService:
         batch = OrderBatch(participant_id=participant, area_id=self.config.area, slot_start_ns=slot_ns, orders=orders)
         return await self._commit_message("orders", batch, self._clock.utc_ns())
 
+    async def place(self, participant: str, orders: tuple[Order, ...]) -> list[OrderResult]:
+        """New orders beside those that a participant has, by whoever may; one result an order, by the area's limits."""
+        message = OrderPlace(participant_id=participant, area_id=self.config.area, orders=orders)
+        return await self._commit_message("place", message, self._clock.utc_ns())
+
+    async def cancel(
+        self, participant: str, slot_ns: int | None, client_order_ids: tuple[str, ...] = ()
+    ) -> list[OrderResult]:
+        """Take open orders back, by whoever may; none named takes all."""
+        message = OrderCancel(
+            participant_id=participant,
+            area_id=self.config.area,
+            slot_start_ns=slot_ns,
+            client_order_ids=client_order_ids,
+        )
+        return await self._commit_message("cancel", message, self._clock.utc_ns())
+
     async def _unauthorised(self, envelope: Envelope, participant: str) -> NoReturn:
         """Only a participant's own unit orders for it; whoever else tries is refused, and the journal says so."""
         await self._commit(
