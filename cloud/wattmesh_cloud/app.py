@@ -222,6 +222,7 @@ class Cloud:
             market.guard("grid", partial(self._grid_emergency, market.config))
             market.guard("forecast", partial(self._old_forecasts, market.config))
             market.watch_sites(self._site_states)
+        self.messenger.on_refusal(self.markets.on_refusal, as_agent=self.market.address)
         self.messenger.on_presence(self._on_presence)
         self.messenger.on_event(GatewayStatus, self._on_status)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from wattmesh_a2a.market import MONEY_UNITS_PER_CURRENCY_UNIT
 
+from wattmesh_cloud.market.archive import Person
 from wattmesh_cloud.market.engine import MarketEngine
 from wattmesh_cloud.market.ledger import GRID_OPERATOR, RETAILER
 from wattmesh_cloud.market.marketdata import index_ticks
@@ -65,25 +66,26 @@ def settlement_rows(slot: Slot) -> list[Item]:
 def figures(engine: MarketEngine, *, hashed: bool = False) -> dict[str, JsonValue]:
     """Sums over everything, in the currency's unit where it is money; with the state's hash where that is asked for."""
     unit, ledger = MONEY_UNITS_PER_CURRENCY_UNIT, engine.ledger
-    cleared = [slot for slot in engine.slots.values() if slot.clearing is not None]
-    settled = [slot for slot in engine.slots.values() if slot.settlements]
+    sums = engine.sums.copy()
+    for slot in engine.slots.values():
+        sums.add(slot)
     participants: dict[str, JsonValue] = {}
     for participant in engine.config.participants:
         name = participant.id
-        own = [slot.settlements[name] for slot in settled if name in slot.settlements]
+        own = sums.people.get(name) or Person()
         participants[name] = {
-            "imported_wh": sum(max(0, one.metered_wh) for one in own),
-            "exported_wh": sum(max(0, -one.metered_wh) for one in own),
-            "trades": sum(len(slot.trades_of.get(name, ())) for slot in engine.slots.values()),
-            "traded_wh": sum(abs(one.committed_wh) for one in own),
+            "imported_wh": own.imported_wh,
+            "exported_wh": own.exported_wh,
+            "trades": own.trades,
+            "traded_wh": own.traded_wh,
             "cost": -ledger.balances[name] / unit,
             "paid_retail": -ledger.paid[name, "residual"] / unit,
             "paid_trades": -ledger.paid[name, "trade"] / unit,
             "paid_fees": -(ledger.paid[name, "fee"] + ledger.paid[name, "levy"]) / unit,
             "paid_imbalance": -ledger.paid[name, "imbalance"] / unit,
             "received_flexibility": ledger.paid[name, "flexibility"] / unit,
-            "slots_settled": len(own),
-            "slots_substituted": sum(one.substituted for one in own),
+            "slots_settled": own.slots_settled,
+            "slots_substituted": own.slots_substituted,
             "exposure": engine.risk.exposure.get(name, 0) / unit,
             "owed": engine.risk.owed(name) / unit,
             "suspended": engine.risk.suspended.get(name),
@@ -94,10 +96,10 @@ def figures(engine: MarketEngine, *, hashed: bool = False) -> dict[str, JsonValu
         "currency": engine.config.currency,
         "mechanism": engine.config.mechanism,
         "halted": engine.halted,
-        "trades": len(engine.trades),
-        "volume_wh": sum(slot.volume_wh for slot in engine.slots.values()),
-        "slots_cleared": len(cleared),
-        "slots_settled": len(settled),
+        "trades": sums.trades,
+        "volume_wh": sums.volume_wh,
+        "slots_cleared": sums.slots_cleared,
+        "slots_settled": sums.slots_settled,
         "ledger_sum_units": ledger.total(),
         "ledger_bookings": ledger.count,
         "ledger_digest": ledger.digest,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -58,6 +59,8 @@ _LOOK_BACK_NS = 14 * 86_400 * NS_PER_S
 _STORE_AGAIN_NS = 86_400 * NS_PER_S
 _SNAPSHOT_ENTRIES = 50_000
 _SITES_NS = 60 * NS_PER_S
+_DAY_NS = 86_400 * NS_PER_S
+_MOST_REFUSED = 100
 _MOST_TRADES = 200
 """In one message: it has to stay under the transports' 100 KB."""
 
@@ -120,6 +123,7 @@ class MarketService:
         self._gateways: dict[str, Address] = {}
         self._executed: list[tuple[str, Trade]] = []
         self._telling = False
+        self._unread: Counter[tuple[str, str]] = Counter()
         self._journal = Journal(journal_path(state, config.area))
         self._snapshot = state / f"market-{config.area}.snapshot"
         self._replica = recovered(config, self._journal, self._snapshot, warm)
@@ -229,6 +233,21 @@ class MarketService:
         )
         raise UnauthorisedError(f"{envelope.source} may not order for {participant}")
 
+    def note_refusal(self, source: Address, fate: str) -> None:
+        """Count an order that messaging has refused (malformed, late, unsigned); the journal gets the counts with the next step.
+
+        Bounded: whoever may publish must not fill the disk with what nobody can read.
+        """
+        key = (fate, str(source))
+        if key not in self._unread and len(self._unread) >= _MOST_REFUSED:
+            key = (fate, "others")
+        self._unread[key] += 1
+
+    async def _journal_refusals(self) -> None:
+        unread, self._unread = self._unread, Counter()
+        for (reason, source), count in sorted(unread.items()):
+            await self._commit({"what": "refused", "reason": reason, "source": source, "count": count})
+
     def _tell_executions(self) -> None:
         """Tell the owners of resting orders what has just traded; the others have it in their answer."""
         executed, self._executed, self._telling = self._executed, [], False
@@ -305,6 +324,7 @@ class MarketService:
 
     async def _step(self) -> None:
         now = self._clock.utc_ns()
+        await self._journal_refusals()
         await self._guarded(now)
         await self._observe(now)
         for slot in self.engine.due(now):
@@ -321,6 +341,9 @@ class MarketService:
             self._rules_due_ns = now + _RULES_NS
             await self._messenger.emit(market_data(self.engine, now), as_agent=self.address, valid_for_s=300)
             await self._messenger.emit(self.rules(), as_agent=self.address, valid_for_s=300)
+        before = now - now % _DAY_NS - self.config.keep_days * _DAY_NS
+        if before > self.engine.archived_before_ns and min(self.engine.slots, default=before) < before:
+            await self._commit({"what": "archive", "before": before})
         if self._replica.count >= self._snapshot_due:
             await self._take_snapshot()
 
@@ -474,7 +497,8 @@ class MarketService:
             self._store.put(table, items)
 
     def _store_settlements(self, slot_ns: int) -> None:
-        items = settlement_rows(self.engine.slots[slot_ns])
+        slot = self.engine.slots.get(slot_ns)
+        items = settlement_rows(slot) if slot is not None else []
         if items:
             self._store.put(Table.TRADE_DATA, items)
 
