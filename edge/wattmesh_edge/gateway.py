@@ -261,7 +261,7 @@ class Gateway:
             except sqlite3.Error as error:
                 self.counts["outbox_failures"] += 1
                 log.debug("the outbox cannot be read now: %s", error)
-            await asyncio.sleep(0.1)
+            await self.uplink.rest()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
