@@ -162,7 +162,9 @@ class Gateway:
         )
         Operator(self.instructions, self.control, self.messenger, self._memory, clock).register()
         self.messenger.on_request(ConfigurationChange, self._on_configuration)
-        self._maintenance = Maintenance(self.site_id, self.drivers, self._maker, parts.planes(site), self._db)
+        self._maintenance = Maintenance(
+            self.site_id, self.drivers, self._maker, parts.planes(site), self._db, parts.guaranteed_cycles(site)
+        )
         self.reporter = Reporter(
             site, self.control, self.outbox, self.messenger, self.frequency, self._db,
             counts=self.counts, clock=clock, plan_source=self._plan_source, flexible=self._flexible.needs(),

@@ -19,6 +19,11 @@ from wattmesh_edge.sun import Plane, clear_sky_share
         ("string", 100, {"strings": False}),
         ("fade", 160, {}),
         ("fan", 14, {}),
+        ("resistance", 200, {}),
+        ("phase", 7, {"days": 140}),
+        ("neutral", 7, {"days": 140}),
+        ("cycling", 14, {"days": 140}),
+        ("bus", 14, {"days": 140}),
     ],
 )
 def test_what_ages_is_found(fault, at_most_days, more):
