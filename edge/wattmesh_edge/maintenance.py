@@ -88,7 +88,7 @@ FEATURES: Mapping[str, Feature] = {
     "cycling": Feature(
         text="full cycles a day", unit="", down=False, relative=False, floor=0.2, least=1.0, days=1, first=21,
         severity=Severity.INFO,
-        advice="see with wattmesh why what moves the battery so often: two controllers that work against each other age it for nothing",
+        advice="see with wattmesh why what moves the battery so often: two controllers against each other age it for nothing",
     ),
     "phases": Feature(
         text="imbalance of the phases' powers", unit="", down=False, relative=False, floor=0.01, least=0.08, days=1, first=14,

@@ -14,7 +14,7 @@ _SAME_CHARGE = 1.0
 _WARM_DEGC = 15.0
 """Colder cells say more of the weather than of their age."""
 _PER_KELVIN = 0.015
-"""By which a lithium-ion cell's resistance falls per kelvin around room temperature; what is left of it is noise to the detector."""
+"""By which a lithium-ion cell's resistance falls per kelvin around room temperature; the rest is noise to the detector."""
 _LEAST_STEPS = 4
 _LEAST_SHARE = 0.15
 """Of the rated power: below it the phases' shares say little."""

@@ -112,10 +112,6 @@ def year(seed, fault=None, *, days=365, strings=True):
             grown = 1 + (1.0 * share if fault == "resistance" else 0.05 * share)
             ohms = milliohms / 1000 * grown * math.exp(-0.018 * (cells - 25))
 
-            def electric(power_w):
-                amperes = power_w / 52.0
-                return 51.0 + 0.03 * soc + ohms * amperes + rng.gauss(0, 0.03), amperes * (1 + rng.gauss(0, 0.005))
-
             for device in devices.values():
                 device.counters["polls"] += 900
                 device.counters["failed_polls"] += rng.random() < 0.05
@@ -123,12 +119,24 @@ def year(seed, fault=None, *, days=365, strings=True):
                 battery.counters["failed_polls"] += rng.randrange(70)
             # A minute before the power moves and a minute after: what a sample a minute sees of a step.
             for moment, told_w in ((now, before_w), (now + 60 * 10**9, charge)):
-                battery.tell(moment, told_w * (1 + rng.gauss(0, 0.01)), float(round(soc)), *electric(told_w), cells)
+                battery.tell(
+                    moment,
+                    told_w * (1 + rng.gauss(0, 0.01)),
+                    float(round(soc)),
+                    *electric(rng, told_w, soc, ohms),
+                    cells,
+                )
                 inverter.known_times_ns[:] = array("q", [moment] * len(points))
                 meter.known_times_ns[:] = array("q", [moment] * len(METER))
                 alarms += [(day, alarm) for alarm in watch.observe(moment) if alarm.cleared_ns is None]
             before_w = charge
     return alarms
+
+
+def electric(rng, power_w, soc, ohms):
+    """Voltage and current at a battery's terminals."""
+    amperes = power_w / 52.0
+    return 51.0 + 0.03 * soc + ohms * amperes + rng.gauss(0, 0.03), amperes * (1 + rng.gauss(0, 0.005))
 
 
 def irradiance(latitude, tilt, azimuth, day, hour):
