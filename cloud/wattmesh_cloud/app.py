@@ -40,6 +40,8 @@ from wattmesh_cloud.agents.service import AgentsService
 from wattmesh_cloud.api import PREFIX, Services, create_api
 from wattmesh_cloud.audit import AuditLog
 from wattmesh_cloud.config import CloudConfig
+from wattmesh_cloud.forecasting.observations import observed
+from wattmesh_cloud.forecasting.providers import desk_of, place_of
 from wattmesh_cloud.forecasting.service import ForecastingService
 from wattmesh_cloud.grid.measured import measured
 from wattmesh_cloud.grid.service import GridService
@@ -140,6 +142,9 @@ class Cloud:
             org,
             history=config.history,
             zone=model.market.tariff.tariff(model.market.time_zone).zone(),
+            weather=None if (weather := model.forecasting.weather) is None else desk_of(weather, self.store),
+            places=lambda site: None if weather is None else place_of(weather, site),
+            observations=self._observations,
         )
         self.grid = GridService(
             model.grid,
@@ -263,6 +268,18 @@ class Cloud:
             config, self.messenger, self._clock, self._config.model.org, exchange_w=exchange_w
         )
         return (self.coordination,)
+
+    def _observations(self, slot_ns: int) -> Mapping[tuple[str, str], float]:
+        """Price, flexibility and frequency of a quarter hour that has just ended."""
+        slot = self.market.engine.slots.get(slot_ns)
+        return observed(
+            slot_ns,
+            area=self._config.model.market.area,
+            trades=slot.trades if slot is not None else (),
+            live=self.live,
+            announcements=self.view.announcements,
+            nominal_hz=self._config.model.grid.nominal_hz,
+        )
 
     def _coming_commitments(self, site: str, now_ns: int) -> dict[int, int]:
         """A site's net of every cleared slot that is not over."""

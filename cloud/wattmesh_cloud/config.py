@@ -140,6 +140,9 @@ def load_cloud(path: Path) -> CloudConfig:
         files["access"] = model.access.model_copy(update={"oidc": oidc})
     if model.tools is not None:
         files["tools"] = model.tools.model_copy(update={"tokens": base / model.tools.tokens})
+    weather = model.forecasting.weather
+    if weather is not None:
+        files["forecasting"] = model.forecasting.model_copy(update={"weather": _placed(base, weather, "key", "file")})
     if model.a2a is not None:
         files["a2a"] = _a2a(path, model.a2a)
     model = model.model_copy(update=files)
