@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from wattmesh_a2a.alarms import Alarm
+from wattmesh_a2a.consult import AgentAdvice, AgentConsult
 from wattmesh_a2a.control import Decision
 from wattmesh_a2a.devices import AssetKind
 from wattmesh_a2a.forecast import Forecast
@@ -424,6 +425,8 @@ Message = (
     | CommitmentList
     | ForecastIssued
     | Strategy
+    | AgentConsult
+    | AgentAdvice
     | SitePlan
     | CoordinationRound
     | CoordinationReply
@@ -465,6 +468,8 @@ MESSAGE_TYPES: dict[str, type[Message]] = {
     "wattmesh.market.commitment.list.v1": CommitmentList,
     "wattmesh.forecast.issued.v1": ForecastIssued,
     "wattmesh.strategy.v1": Strategy,
+    "wattmesh.agent.consult.v1": AgentConsult,
+    "wattmesh.agent.advice.v1": AgentAdvice,
     "wattmesh.plan.site.v1": SitePlan,
     "wattmesh.plan.round.v1": CoordinationRound,
     "wattmesh.plan.reply.v1": CoordinationReply,

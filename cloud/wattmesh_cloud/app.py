@@ -37,7 +37,9 @@ from wattmesh_cloud.access.model import Tenants
 from wattmesh_cloud.access.oidc import Oidc, read_secret
 from wattmesh_cloud.access.store import AccessStore
 from wattmesh_cloud.agents.looks import Sources
+from wattmesh_cloud.agents.models import reasoner
 from wattmesh_cloud.agents.service import AgentsService
+from wattmesh_cloud.agents.toolbox import Toolbox
 from wattmesh_cloud.api import PREFIX, Services, create_api
 from wattmesh_cloud.audit import AuditLog
 from wattmesh_cloud.config import CloudConfig
@@ -180,7 +182,13 @@ class Cloud:
             announcements=announcements,
             online=online,
         )
-        self.strategy = AgentsService(model.agents, sources, self.store, messenger, clock, state, org, audit=self.audit)
+        context = Context(store=self.store, clock=clock, area=model.market.area, audit=self.audit)
+        toolbox = Toolbox(context)  # of models: reading alone, there is no action in it
+        self.strategy = AgentsService(
+            model.agents, sources, self.store, messenger, clock, state, org, audit=self.audit,
+            reasoner=reasoner(model.agents.model, toolbox),
+        )  # fmt: skip
+        toolbox.consult = self.strategy.conversations.consult_tool
         self.planning = self._planning()
         self.coordination: CoordinationService | None = None
         self.services: tuple[Service, ...] = (
