@@ -25,6 +25,7 @@ from wattmesh_a2a.messages import (
     CommitmentQuery,
     Executions,
     IntervalEnergy,
+    MarketData,
     MarketRules,
     Message,
     OrderAmend,
@@ -34,6 +35,7 @@ from wattmesh_a2a.messages import (
     OrderPlace,
     OrderResult,
     OrderResults,
+    ProductData,
 )
 from wattmesh_a2a.messenger import Messenger
 
@@ -43,8 +45,8 @@ from wattmesh_cloud.market.journal import Journal, journal_path
 from wattmesh_cloud.market.marketdata import market_data
 from wattmesh_cloud.market.replica import Standby, recovered, write_snapshot
 from wattmesh_cloud.market.risk import SiteState
-from wattmesh_cloud.market.rows import clearing_rows, figures, settlement_rows
-from wattmesh_cloud.store.base import JsonValue, Store, Table
+from wattmesh_cloud.market.rows import clearing_rows, figures, live_rows, settlement_rows
+from wattmesh_cloud.store.base import Item, JsonValue, Store, Table
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +125,7 @@ class MarketService:
         self._gateways: dict[str, Address] = {}
         self._executed: list[tuple[str, Trade]] = []
         self._telling = False
+        self._shown: dict[int, ProductData] = {}
         self._unread: Counter[tuple[str, str]] = Counter()
         self._journal = Journal(journal_path(state, config.area))
         self._snapshot = state / f"market-{config.area}.snapshot"
@@ -339,7 +342,9 @@ class MarketService:
         await self._settle(now)
         if now >= self._rules_due_ns:
             self._rules_due_ns = now + _RULES_NS
-            await self._messenger.emit(market_data(self.engine, now), as_agent=self.address, valid_for_s=300)
+            seen = market_data(self.engine, now)
+            await self._messenger.emit(seen, as_agent=self.address, valid_for_s=300)
+            await asyncio.to_thread(self._store_live, self._live_rows(seen))
             await self._messenger.emit(self.rules(), as_agent=self.address, valid_for_s=300)
         before = now - now % _DAY_NS - self.config.keep_days * _DAY_NS
         if before > self.engine.archived_before_ns and min(self.engine.slots, default=before) < before:
@@ -491,6 +496,23 @@ class MarketService:
             if self.engine.slots[slot_ns].clearing is not None:
                 self._store_clearing(slot_ns)
             self._store_settlements(slot_ns)
+
+    def _live_rows(self, seen: MarketData) -> dict[Table, list[Item]]:
+        """Rows of the products that have changed since the last time."""
+        rows: dict[Table, list[Item]] = {}
+        for product in seen.products:
+            before = self._shown.get(product.slot_start_ns)
+            if product != before:
+                slot = self.engine.slots[product.slot_start_ns]
+                made = live_rows(self.config.area, slot, product, 0 if before is None else before.trades)
+                for table, items in made.items():
+                    rows.setdefault(table, []).extend(items)
+        self._shown = {product.slot_start_ns: product for product in seen.products}
+        return rows
+
+    def _store_live(self, rows: dict[Table, list[Item]]) -> None:
+        for table, items in rows.items():
+            self._store.put(table, items)
 
     def _store_clearing(self, slot_ns: int) -> None:
         for table, items in clearing_rows(self.config.area, self.engine.slots[slot_ns]).items():
