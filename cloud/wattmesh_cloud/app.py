@@ -26,7 +26,6 @@ from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, INGEST_AGENT, Addre
 from wattmesh_a2a.errors import ConfigurationError, InvalidMessageError, UnavailableError
 from wattmesh_a2a.grid import GridStatus
 from wattmesh_a2a.messages import GatewayStatus, Message
-from wattmesh_a2a.signing import KeyRing, Signer
 from wattmesh_a2a.transports.mqtt import MqttTransport
 
 from wattmesh_cloud.access.commands import Commands
@@ -43,10 +42,13 @@ from wattmesh_cloud.agents.toolbox import Toolbox
 from wattmesh_cloud.api import PREFIX, Services, create_api
 from wattmesh_cloud.audit import AuditLog
 from wattmesh_cloud.config import CloudConfig
+from wattmesh_cloud.forecasting.observations import observed
+from wattmesh_cloud.forecasting.providers import desk_of, place_of
 from wattmesh_cloud.forecasting.service import ForecastingService
 from wattmesh_cloud.grid.measured import measured
 from wattmesh_cloud.grid.service import GridService
 from wattmesh_cloud.ingest import Ingest
+from wattmesh_cloud.keys import cloud_keys
 from wattmesh_cloud.lake import Lake
 from wattmesh_cloud.live import LiveView
 from wattmesh_cloud.market.areas import Markets
@@ -92,19 +94,6 @@ _LAKE_AFTER_NS = 600 * NS_PER_S
 """A day goes to the lake this long after its end; what comes later, with the next round."""
 
 
-def _keys(config: CloudConfig) -> Signer:
-    """Keys shared with the sites, or the cloud's own with its certificate."""
-    if config.keys is not None:
-        return KeyRing.of_folder(config.keys)
-    from wattmesh_a2a.certificates import CertificateKeys
-
-    model = config.model
-    assert model.certificate is not None
-    assert model.key is not None
-    assert model.ca is not None
-    return CertificateKeys(model.certificate, model.key, model.ca, model.crl)
-
-
 class Cloud:
     """Everything wired; nothing runs before :meth:`run`.
 
@@ -129,7 +118,7 @@ class Cloud:
             "market-supervisor", "forecasting", "grid-optimisation", "producer", "consumer", "planning",
             "coordination",
         )  # fmt: skip
-        self._signer = _keys(config)
+        self._signer = cloud_keys(config)
         self.messenger = Delivery(
             transport,
             address,
@@ -155,6 +144,9 @@ class Cloud:
             org,
             history=config.history,
             zone=model.market.tariff.tariff(model.market.time_zone).zone(),
+            weather=None if (weather := model.forecasting.weather) is None else desk_of(weather, self.store),
+            places=lambda site: None if weather is None else place_of(weather, site),
+            observations=self._observations,
         )
         self.grid = GridService(
             model.grid,
@@ -226,7 +218,8 @@ class Cloud:
         self._wire()
 
     def _wire(self) -> None:
-        self.ingest.register()
+        if not self._config.model.ingest.workers:
+            self.ingest.register()
         self.ingest.on_columns(self.live.on_columns)
         self.ingest.on_record(self.view.alarms.on_record)
         for service in self.services:
@@ -237,6 +230,7 @@ class Cloud:
             market.guard("grid", partial(self._grid_emergency, market.config))
             market.guard("forecast", partial(self._old_forecasts, market.config))
             market.watch_sites(self._site_states)
+        self.messenger.on_refusal(self.markets.on_refusal, as_agent=self.market.address)
         self.messenger.on_presence(self._on_presence)
         self.messenger.on_event(GatewayStatus, self._on_status)
 
@@ -283,6 +277,18 @@ class Cloud:
             config, self.messenger, self._clock, self._config.model.org, exchange_w=exchange_w
         )
         return (self.coordination,)
+
+    def _observations(self, slot_ns: int) -> Mapping[tuple[str, str], float]:
+        """Price, flexibility and frequency of a quarter hour that has just ended."""
+        slot = self.market.engine.slots.get(slot_ns)
+        return observed(
+            slot_ns,
+            area=self._config.model.market.area,
+            trades=slot.trades if slot is not None else (),
+            live=self.live,
+            announcements=self.view.announcements,
+            nominal_hz=self._config.model.grid.nominal_hz,
+        )
 
     def _coming_commitments(self, site: str, now_ns: int) -> dict[int, int]:
         """A site's net of every cleared slot that is not over."""
@@ -357,7 +363,7 @@ class Cloud:
             serving = group.create_task(server.serve(sockets=[http]), name="http")
             running = [group.create_task(service.run(), name=type(service).__name__) for service in self.services]
             running.append(group.create_task(self.jobs.run(), name="jobs"))
-            running.append(group.create_task(self.ingest.run(), name="ingest"))
+            running.append(group.create_task(self._taking(), name="ingest"))
             running.append(group.create_task(self._housekeeping(), name="housekeeping"))
             faces = [server, *(one for one in (self._mcp_server(), self._a2a_server()) if one is not None)]
             for face in faces[1:]:
@@ -389,6 +395,13 @@ class Cloud:
         self.audit.close()
         self.dead.close()
         self.store.close()
+
+    async def _taking(self) -> None:
+        """Telemetry: our own taking, or what the workers have stored."""
+        if self._config.model.ingest.workers:
+            await self.ingest.follow()
+        else:
+            await self.ingest.run()
 
     def _http_server(self) -> uvicorn.Server:
         http = self._config.model.http

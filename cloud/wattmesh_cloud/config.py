@@ -60,6 +60,13 @@ class A2aModel(StrictModel):
     """Receivers of push notifications of our own (``http://10.0.0.7:8000``); all others are public addresses by HTTPS."""
 
 
+class IngestModel(StrictModel):
+    """Who takes the telemetry."""
+
+    workers: int = Field(default=0, ge=0, le=16)
+    """Processes beside the cloud's (``wattmesh ingest work CLOUD.yaml --number N``); 0: the cloud's own takes it."""
+
+
 class CloudModel(StrictModel):
     """A cloud file."""
 
@@ -74,6 +81,7 @@ class CloudModel(StrictModel):
     key: Path | None = None
     crl: Path | None = None
     http: HttpModel = HttpModel()
+    ingest: IngestModel = IngestModel()
     access: AccessModel = AccessModel()
     tools: ToolsModel | None = None
     a2a: A2aModel | None = None
@@ -132,6 +140,9 @@ def load_cloud(path: Path) -> CloudConfig:
         files["access"] = model.access.model_copy(update={"oidc": oidc})
     if model.tools is not None:
         files["tools"] = model.tools.model_copy(update={"tokens": base / model.tools.tokens})
+    weather = model.forecasting.weather
+    if weather is not None:
+        files["forecasting"] = model.forecasting.model_copy(update={"weather": _placed(base, weather, "key", "file")})
     if model.a2a is not None:
         files["a2a"] = _a2a(path, model.a2a)
     model = model.model_copy(update=files)

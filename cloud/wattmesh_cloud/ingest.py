@@ -28,7 +28,7 @@ from wattmesh_a2a.telemetry import RecordBatch
 from wattmesh_a2a.topics import MAX_PAYLOAD_BYTES
 
 from wattmesh_cloud.frames import Samples, decode_frame, identity_of
-from wattmesh_cloud.store.base import Derived, FrameRow, Item, JsonValue, Store, Table
+from wattmesh_cloud.store.base import Derived, FollowedStore, FrameRow, Item, JsonValue, Table
 from wattmesh_cloud.store.dead import DeadLetter, DeadLetters
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ _STORE_PAUSE_S = 1.0
 _ACK_VALID_S = 3600
 _REPLAY_AT_ONCE = 100
 _RECALLS_AT_ONCE = 20
+_FOLLOW_AT_ONCE = 500
 
 ColumnHandler = Callable[[Samples], None]
 RecordHandler = Callable[[str, Message], None]
@@ -90,17 +91,19 @@ class Ingest:
         org: Of the gateways.
         dead: Keeps what cannot be taken; without it that is only counted.
         limits: See :class:`IngestLimits`.
+        group: Of the workers that share the telemetry, each in a process of its own over the same store.
     """
 
     def __init__(
         self,
-        store: Store,
+        store: FollowedStore,
         messenger: Messenger,
         clock: Clock,
         org: str,
         *,
         dead: DeadLetters | None = None,
         limits: IngestLimits | None = None,
+        group: str | None = None,
     ) -> None:
         self._store = store
         self._messenger = messenger
@@ -108,6 +111,7 @@ class Ingest:
         self._org = org
         self._dead = dead
         self._limits = limits or IngestLimits()
+        self._group = group
         self._queue: deque[_Frame] = deque()
         self._queued: Counter[str] = Counter()
         self._queued_bytes = 0
@@ -127,7 +131,7 @@ class Ingest:
 
     def register(self) -> None:
         """Begin to take telemetry when the messenger starts."""
-        self._messenger.on_telemetry(self._take)
+        self._messenger.on_telemetry(self._take, group=self._group)
 
     def on_columns(self, handler: ColumnHandler) -> None:
         """Call ``handler`` with every new batch of samples, after it is durable."""
@@ -177,6 +181,28 @@ class Ingest:
             while self._queue:
                 await self._commit(self._next())
             self._idle.set()
+
+    async def follow(self, every_s: float = 0.25) -> None:
+        """Hand on what workers have stored, in the order in which it became durable, for ever; for a process that takes nothing.
+
+        The place that was reached is kept with the frames: after a restart it goes on there, and what was handed on since the
+        last note comes again.
+        """
+        cursor = await asyncio.to_thread(self._store.followed)
+        while True:
+            cursor, frames = await asyncio.to_thread(self._store.stored_since, cursor, _FOLLOW_AT_ONCE)
+            for batch in frames:
+                messages: list[Message] = []
+                if isinstance(batch, RecordBatch):
+                    found = (self._message(batch.site_id, batch.stream, None, line, _Group()) for line in batch.lines)
+                    messages = [message for message in found if message is not None]
+                self.last_seen[batch.site_id] = time.monotonic()
+                self.counts["batches"] += 1
+                self._hand_on(batch, messages)
+            if frames:
+                await asyncio.to_thread(self._store.note_followed, cursor)
+            else:
+                await asyncio.sleep(every_s)
 
     async def settle(self, timeout_s: float) -> None:
         """Wait until all that arrived is committed, or the real time is over."""
