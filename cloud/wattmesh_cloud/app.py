@@ -37,7 +37,9 @@ from wattmesh_cloud.access.model import Tenants
 from wattmesh_cloud.access.oidc import Oidc, read_secret
 from wattmesh_cloud.access.store import AccessStore
 from wattmesh_cloud.agents.looks import Sources
+from wattmesh_cloud.agents.models import reasoner
 from wattmesh_cloud.agents.service import AgentsService
+from wattmesh_cloud.agents.toolbox import Toolbox
 from wattmesh_cloud.api import PREFIX, Services, create_api
 from wattmesh_cloud.api.system import metrics_text
 from wattmesh_cloud.audit import AuditLog
@@ -175,7 +177,13 @@ class Cloud:
             announcements=announcements,
             online=online,
         )
-        self.strategy = AgentsService(model.agents, sources, self.store, messenger, clock, state, org, audit=self.audit)
+        context = Context(store=self.store, clock=clock, area=model.market.area, audit=self.audit)
+        toolbox = Toolbox(context)  # of models: reading alone, there is no action in it
+        self.strategy = AgentsService(
+            model.agents, sources, self.store, messenger, clock, state, org, audit=self.audit,
+            reasoner=reasoner(model.agents.model, toolbox),
+        )  # fmt: skip
+        toolbox.consult = self.strategy.conversations.consult_tool
         self.planning = self._planning()
         self.coordination: CoordinationService | None = None
         self.services: tuple[Service, ...] = (
@@ -225,6 +233,7 @@ class Cloud:
             market.guard("grid", partial(self._grid_emergency, market.config))
             market.guard("forecast", partial(self._old_forecasts, market.config))
             market.watch_sites(self._site_states)
+        self.messenger.on_refusal(self.markets.on_refusal, as_agent=self.market.address)
         self.messenger.on_presence(self._on_presence)
         self.messenger.on_event(GatewayStatus, self._on_status)
 
