@@ -15,6 +15,7 @@ from wattmesh_cloud.access.config import AccessModel
 from wattmesh_cloud.agents.config import AgentsConfig
 from wattmesh_cloud.forecasting.config import ForecastingConfig
 from wattmesh_cloud.grid.config import GridConfig
+from wattmesh_cloud.lab import LabModel
 from wattmesh_cloud.market.config import MarketConfig, check_areas
 from wattmesh_cloud.planning.config import PlanningConfig
 
@@ -75,6 +76,7 @@ class CloudModel(StrictModel):
     crl: Path | None = None
     http: HttpModel = HttpModel()
     access: AccessModel = AccessModel()
+    lab: LabModel | None = None
     tools: ToolsModel | None = None
     a2a: A2aModel | None = None
     history: Path | None = None
@@ -127,6 +129,8 @@ def load_cloud(path: Path) -> CloudConfig:
         if (given := getattr(model, name)) is not None
     }
     files["http"] = _placed(base, model.http, "certificate", "key")
+    if model.lab is not None:
+        files["lab"] = _placed(base, model.lab, "secret")
     if model.access.oidc is not None:
         oidc = _placed(base, model.access.oidc, "client_secret")
         files["access"] = model.access.model_copy(update={"oidc": oidc})
