@@ -26,7 +26,7 @@ export default async function (main, context) {
   });
 
   const list = table([
-    { title: "Window", show: (row) => `${moment(row.start_ns)}–${time(row.end_ns)}`, sort: (row) => row.start_ns },
+    { title: "Window", show: (row) => h("span", { class: "nowrap" }, `${moment(row.start_ns)}–${time(row.end_ns)}`), sort: (row) => row.start_ns },
     { title: "Asked for", right: true, show: (row) => power(row.target_w) }, { title: "Dispatched", right: true, show: (row) => power(sum(row.dispatched_w)) },
     { title: "Delivered", right: true, show: (row) => (row.state === "settled" ? energy(sum(row.delivered_wh)) : "–") },
     { title: "State", show: (row) => pill(row.state, STATES[row.state] || "quiet") },

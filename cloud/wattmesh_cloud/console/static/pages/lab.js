@@ -5,6 +5,9 @@ import { chart } from "../charts.js";
 const FAULTS = [["silent", "takes requests and never answers", "1"], ["exception", "answers with an exception code", "4"], ["delay_s", "answers so many seconds late", "1"], ["wrong_transaction", "answers with another request's number", "1"], ["wrong_function", "answers another function", "1"], ["short", "leaves the last register out", "1"], ["corrupt", "damages its frames", "1"], ["frozen", "repeats old values", "1"], ["refresh_s", "renews its values only so often, in seconds", "10"], ["drop", "ends the connection in an answer", "1"], ["single_client", "serves one connection only", "1"]];
 
 export default async function (main, context) {
+  let siteNames = [];
+  let siteSelect = null;
+  let deviceSelect = null;
   const numbers = tiles({ frequency: "Simulated frequency", nadir: "Lowest since the disturbance", faults: "Faults on", problems: "Sites with a problem" });
   const scenarios = h("div", {});
   const devices = h("div", {});
@@ -15,9 +18,6 @@ export default async function (main, context) {
   main.append(h("div", { class: "cols" }, card("Scenarios", { span: 5 }, scenarios), card("Watch the response", { span: 7, note: "frequency of the first site that measures it" }, trace.element, sites)),
     card("A fault of your choice", {}, form()), card("Simulated devices", {}, devices));
 
-  let known_sites = [];
-  let siteSelect;
-  let deviceSelect;
   function form() {
     siteSelect = h("select", { id: "lab-site" });
     deviceSelect = h("select", { id: "lab-device" }, ["meter", "battery", "inverter"].map((one) => h("option", { value: one }, one)));
@@ -50,8 +50,8 @@ export default async function (main, context) {
     numbers.set("faults", number(state.devices.reduce((sum, one) => sum + Object.keys(one.faults).length, 0)));
     list.set(state.devices.map((one) => ({ ...one, id: `${one.site}-${one.device}` })));
     const names = [...new Set(state.devices.map((one) => one.site))];
-    if (names.join() !== known_sites.join()) {
-      known_sites = names;
+    if (names.join() !== siteNames.join()) {
+      siteNames = names;
       replace(siteSelect, names.map((one) => h("option", { value: one }, one)));
       replace(scenarios, state.scenarios.map((one) => h("div", { class: "scenario" }, h("div", {}, h("div", { class: "strong" }, one.title), h("div", { class: "small soft" }, one.fault ? "at the site chosen below" : `for ${one.disturb.hold_s} s, all sites`)),
         h("button", { class: "button", onclick: () => (one.fault

@@ -96,6 +96,7 @@ export default async function (main, context) {
     prices.set([rows.map((one) => one.time_ns / 1e9), rows.map((one) => (known(one.price_ticks) ? one.price_ticks / 100 : null)), rows.map((one) => one.volume_wh / 1000)]);
     const last = rows.filter((one) => known(one.price_ticks)).at(-1);
     prices.describe(last ? `Last price ${price(last.price_ticks)} for ${slot(last.time_ns)}` : "No price yet");
+    prices.element.hidden = !rows.length;
     return rows.length ? h("span", {}) : empty("No slot has been cleared yet", `The first gate closes ${Math.round(summary.gate_close_s / 60)} min before its slot.`);
   }, 10);
 
