@@ -8,7 +8,7 @@ import json
 import logging
 import socket
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 import uvicorn
+from wattmesh_a2a import tracing
 from wattmesh_a2a.cards import AgentRegistry
 from wattmesh_a2a.clock import NS_PER_S, Clock, SystemClock
 from wattmesh_a2a.codec import message_from_json
@@ -40,8 +41,10 @@ from wattmesh_cloud.agents.models import reasoner
 from wattmesh_cloud.agents.service import AgentsService
 from wattmesh_cloud.agents.toolbox import Toolbox
 from wattmesh_cloud.api import PREFIX, Services, create_api
+from wattmesh_cloud.api.system import metrics_text
 from wattmesh_cloud.audit import AuditLog
 from wattmesh_cloud.config import CloudConfig
+from wattmesh_cloud.emf import EmfLog
 from wattmesh_cloud.forecasting.observations import observed
 from wattmesh_cloud.forecasting.providers import desk_of, place_of
 from wattmesh_cloud.forecasting.service import ForecastingService
@@ -353,6 +356,13 @@ class Cloud:
 
     async def run(self, stop: asyncio.Event, ready: Path | None = None) -> None:
         """Work until ``stop`` is set; then settle, flush, report."""
+        if (url := self._config.model.observability.otlp) is not None:
+            with _tracing_to(url):
+                await self._work(stop, ready)
+        else:
+            await self._work(stop, ready)
+
+    async def _work(self, stop: asyncio.Event, ready: Path | None) -> None:
         self.audit.write(self._clock.utc_ns(), "cloud", "process.start", "done")
         await asyncio.to_thread(self.view.alarms.restore, self.store)
         http = _bound_socket(self._config.model.http.host, self._config.model.http.port)
@@ -363,6 +373,8 @@ class Cloud:
             serving = group.create_task(server.serve(sockets=[http]), name="http")
             running = [group.create_task(service.run(), name=type(service).__name__) for service in self.services]
             running.append(group.create_task(self.jobs.run(), name="jobs"))
+            if (log_file := self._config.model.observability.emf) is not None:
+                running.append(group.create_task(self._tell_cloudwatch(log_file), name="figures"))
             running.append(group.create_task(self._taking(), name="ingest"))
             running.append(group.create_task(self._housekeeping(), name="housekeeping"))
             faces = [server, *(one for one in (self._mcp_server(), self._a2a_server()) if one is not None)]
@@ -395,6 +407,17 @@ class Cloud:
         self.audit.close()
         self.dead.close()
         self.store.close()
+
+    async def _tell_cloudwatch(self, path: Path) -> None:
+        """The figures of ``/metrics`` once a minute, for CloudWatch's agent."""
+        out = EmfLog(path, self._config.model.observability.namespace)
+        with self._clock.runner():
+            while True:
+                await self._clock.sleep_until_ns(self._clock.monotonic_ns() + 60 * NS_PER_S)
+                try:
+                    await asyncio.to_thread(out.write, metrics_text(self.view), self._clock.utc_ns())
+                except OSError as error:
+                    log.warning("%s: figures cannot be written: %s", path, error)
 
     async def _taking(self) -> None:
         """Telemetry: our own taking, or what the workers have stored."""
@@ -580,6 +603,25 @@ def open_access(config: CloudConfig, audit: AuditLog, clock: Clock) -> Access:
 def _own_url(config: CloudConfig) -> str:
     http = config.model.http
     return f"{'http' if http.certificate is None else 'https'}://{http.host}:{http.port}"
+
+
+@contextlib.contextmanager
+def _tracing_to(url: str) -> Iterator[None]:
+    """Spans of this process go to a collector."""
+    try:
+        from wattmesh_cloud.traces import exporting_to
+
+        spans = exporting_to(url)
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("opentelemetry"):
+            raise
+        raise ConfigurationError("observability.otlp needs OpenTelemetry: pip install 'wattmesh[otel]'") from error
+    tracing.record_with(spans)
+    try:
+        yield
+    finally:
+        tracing.record_with(None)
+        spans.close()
 
 
 def _bound_socket(host: str, port: int, what: str = "API and console") -> socket.socket:
