@@ -8,7 +8,7 @@ import json
 import logging
 import socket
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 import uvicorn
+from wattmesh_a2a import tracing
 from wattmesh_a2a.cards import AgentRegistry
 from wattmesh_a2a.clock import NS_PER_S, Clock, SystemClock
 from wattmesh_a2a.codec import message_from_json
@@ -26,7 +27,6 @@ from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, INGEST_AGENT, Addre
 from wattmesh_a2a.errors import ConfigurationError, InvalidMessageError, UnavailableError
 from wattmesh_a2a.grid import GridStatus
 from wattmesh_a2a.messages import GatewayStatus, Message
-from wattmesh_a2a.signing import KeyRing, Signer
 from wattmesh_a2a.transports.mqtt import MqttTransport
 
 from wattmesh_cloud.access.commands import Commands
@@ -37,15 +37,22 @@ from wattmesh_cloud.access.model import Tenants
 from wattmesh_cloud.access.oidc import Oidc, read_secret
 from wattmesh_cloud.access.store import AccessStore
 from wattmesh_cloud.agents.looks import Sources
+from wattmesh_cloud.agents.models import reasoner
 from wattmesh_cloud.agents.service import AgentsService
+from wattmesh_cloud.agents.toolbox import Toolbox
 from wattmesh_cloud.api import PREFIX, Services, create_api
+from wattmesh_cloud.api.system import metrics_text
 from wattmesh_cloud.audit import AuditLog
 from wattmesh_cloud.config import CloudConfig
+from wattmesh_cloud.emf import EmfLog
+from wattmesh_cloud.forecasting.observations import observed
+from wattmesh_cloud.forecasting.providers import desk_of, place_of
 from wattmesh_cloud.forecasting.service import ForecastingService
 from wattmesh_cloud.frequency_live import FrequencyLive
 from wattmesh_cloud.grid.measured import measured
 from wattmesh_cloud.grid.service import GridService
 from wattmesh_cloud.ingest import Ingest
+from wattmesh_cloud.keys import cloud_keys
 from wattmesh_cloud.lab import LabClient
 from wattmesh_cloud.lake import Lake
 from wattmesh_cloud.live import LiveView
@@ -93,19 +100,6 @@ _LAKE_AFTER_NS = 600 * NS_PER_S
 """A day goes to the lake this long after its end; what comes later, with the next round."""
 
 
-def _keys(config: CloudConfig) -> Signer:
-    """Keys shared with the sites, or the cloud's own with its certificate."""
-    if config.keys is not None:
-        return KeyRing.of_folder(config.keys)
-    from wattmesh_a2a.certificates import CertificateKeys
-
-    model = config.model
-    assert model.certificate is not None
-    assert model.key is not None
-    assert model.ca is not None
-    return CertificateKeys(model.certificate, model.key, model.ca, model.crl)
-
-
 class Cloud:
     """Everything wired; nothing runs before :meth:`run`.
 
@@ -130,7 +124,7 @@ class Cloud:
             "market-supervisor", "forecasting", "grid-optimisation", "producer", "consumer", "planning",
             "coordination",
         )  # fmt: skip
-        self._signer = _keys(config)
+        self._signer = cloud_keys(config)
         self.messenger = Delivery(
             transport,
             address,
@@ -156,6 +150,9 @@ class Cloud:
             org,
             history=config.history,
             zone=model.market.tariff.tariff(model.market.time_zone).zone(),
+            weather=None if (weather := model.forecasting.weather) is None else desk_of(weather, self.store),
+            places=lambda site: None if weather is None else place_of(weather, site),
+            observations=self._observations,
         )
         self.grid = GridService(
             model.grid,
@@ -183,7 +180,13 @@ class Cloud:
             announcements=announcements,
             online=online,
         )
-        self.strategy = AgentsService(model.agents, sources, self.store, messenger, clock, state, org, audit=self.audit)
+        context = Context(store=self.store, clock=clock, area=model.market.area, audit=self.audit)
+        toolbox = Toolbox(context)  # of models: reading alone, there is no action in it
+        self.strategy = AgentsService(
+            model.agents, sources, self.store, messenger, clock, state, org, audit=self.audit,
+            reasoner=reasoner(model.agents.model, toolbox),
+        )  # fmt: skip
+        toolbox.consult = self.strategy.conversations.consult_tool
         self.planning = self._planning()
         self.coordination: CoordinationService | None = None
         self.services: tuple[Service, ...] = (
@@ -223,7 +226,8 @@ class Cloud:
         self._wire()
 
     def _wire(self) -> None:
-        self.ingest.register()
+        if not self._config.model.ingest.workers:
+            self.ingest.register()
         self.ingest.on_columns(self.live.on_columns)
         self.ingest.on_record(self.view.alarms.on_record)
         self.observer.register()
@@ -235,6 +239,7 @@ class Cloud:
             market.guard("grid", partial(self._grid_emergency, market.config))
             market.guard("forecast", partial(self._old_forecasts, market.config))
             market.watch_sites(self._site_states)
+        self.messenger.on_refusal(self.markets.on_refusal, as_agent=self.market.address)
         self.messenger.on_presence(self._on_presence)
         self.messenger.on_event(GatewayStatus, self._on_status)
 
@@ -281,6 +286,18 @@ class Cloud:
             config, self.messenger, self._clock, self._config.model.org, exchange_w=exchange_w
         )
         return (self.coordination,)
+
+    def _observations(self, slot_ns: int) -> Mapping[tuple[str, str], float]:
+        """Price, flexibility and frequency of a quarter hour that has just ended."""
+        slot = self.market.engine.slots.get(slot_ns)
+        return observed(
+            slot_ns,
+            area=self._config.model.market.area,
+            trades=slot.trades if slot is not None else (),
+            live=self.live,
+            announcements=self.view.announcements,
+            nominal_hz=self._config.model.grid.nominal_hz,
+        )
 
     def _coming_commitments(self, site: str, now_ns: int) -> dict[int, int]:
         """A site's net of every cleared slot that is not over."""
@@ -345,6 +362,13 @@ class Cloud:
 
     async def run(self, stop: asyncio.Event, ready: Path | None = None) -> None:
         """Work until ``stop`` is set; then settle, flush, report."""
+        if (url := self._config.model.observability.otlp) is not None:
+            with _tracing_to(url):
+                await self._work(stop, ready)
+        else:
+            await self._work(stop, ready)
+
+    async def _work(self, stop: asyncio.Event, ready: Path | None) -> None:
         self.audit.write(self._clock.utc_ns(), "cloud", "process.start", "done")
         await asyncio.to_thread(self.view.alarms.restore, self.store)
         http = _bound_socket(self._config.model.http.host, self._config.model.http.port)
@@ -356,7 +380,9 @@ class Cloud:
             running = [group.create_task(service.run(), name=type(service).__name__) for service in self.services]
             running.append(group.create_task(self.jobs.run(), name="jobs"))
             running.append(group.create_task(self.observer.run(), name="observer"))
-            running.append(group.create_task(self.ingest.run(), name="ingest"))
+            if (log_file := self._config.model.observability.emf) is not None:
+                running.append(group.create_task(self._tell_cloudwatch(log_file), name="figures"))
+            running.append(group.create_task(self._taking(), name="ingest"))
             running.append(group.create_task(self._housekeeping(), name="housekeeping"))
             faces = [server, *(one for one in (self._mcp_server(), self._a2a_server()) if one is not None)]
             for face in faces[1:]:
@@ -388,6 +414,24 @@ class Cloud:
         self.audit.close()
         self.dead.close()
         self.store.close()
+
+    async def _tell_cloudwatch(self, path: Path) -> None:
+        """The figures of ``/metrics`` once a minute, for CloudWatch's agent."""
+        out = EmfLog(path, self._config.model.observability.namespace)
+        with self._clock.runner():
+            while True:
+                await self._clock.sleep_until_ns(self._clock.monotonic_ns() + 60 * NS_PER_S)
+                try:
+                    await asyncio.to_thread(out.write, metrics_text(self.view), self._clock.utc_ns())
+                except OSError as error:
+                    log.warning("%s: figures cannot be written: %s", path, error)
+
+    async def _taking(self) -> None:
+        """Telemetry: our own taking, or what the workers have stored."""
+        if self._config.model.ingest.workers:
+            await self.ingest.follow()
+        else:
+            await self.ingest.run()
 
     def _http_server(self) -> uvicorn.Server:
         http = self._config.model.http
@@ -569,6 +613,25 @@ def open_access(config: CloudConfig, audit: AuditLog, clock: Clock) -> Access:
 def _own_url(config: CloudConfig) -> str:
     http = config.model.http
     return f"{'http' if http.certificate is None else 'https'}://{http.host}:{http.port}"
+
+
+@contextlib.contextmanager
+def _tracing_to(url: str) -> Iterator[None]:
+    """Spans of this process go to a collector."""
+    try:
+        from wattmesh_cloud.traces import exporting_to
+
+        spans = exporting_to(url)
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("opentelemetry"):
+            raise
+        raise ConfigurationError("observability.otlp needs OpenTelemetry: pip install 'wattmesh[otel]'") from error
+    tracing.record_with(spans)
+    try:
+        yield
+    finally:
+        tracing.record_with(None)
+        spans.close()
 
 
 def _bound_socket(host: str, port: int, what: str = "API and console") -> socket.socket:

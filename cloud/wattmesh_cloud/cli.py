@@ -53,6 +53,18 @@ async def _run(file: Path, time_server: str | None, ready: Path | None) -> None:
         await Cloud(load_cloud(file), clock).run(stop, ready)
 
 
+async def _work(file: Path, number: int) -> None:
+    from wattmesh_a2a.clock import SystemClock
+
+    from wattmesh_cloud.config import load_cloud
+    from wattmesh_cloud.worker import run
+
+    stop = asyncio.Event()
+    for one in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(one, stop.set)
+    await run(load_cloud(file), SystemClock(), number, stop)
+
+
 def settle(argv: list[str]) -> int:
     """``wattmesh settle verify|statement``."""
     parser = argparse.ArgumentParser(prog="wattmesh settle")
@@ -241,9 +253,12 @@ def restore(argv: list[str]) -> int:
 
 
 def ingest(argv: list[str]) -> int:
-    """``wattmesh ingest dead|show|replay|forget CLOUD.yaml``: the dead letters."""
-    parser = argparse.ArgumentParser(prog="wattmesh ingest", description="What ingest could not take.")
-    parser.add_argument("action", choices=("dead", "show", "replay", "forget"))
+    """``wattmesh ingest dead|show|replay|forget CLOUD.yaml``: the dead letters; ``work``: one of several takers."""
+    parser = argparse.ArgumentParser(prog="wattmesh ingest", description="What ingest could not take, and its workers.")
+    parser.add_argument("action", choices=("dead", "show", "replay", "forget", "work"))
+    parser.add_argument(
+        "--number", type=int, default=1, help="work: which of the file's ingest.workers this process is"
+    )
     parser.add_argument("file", type=Path, help="the cloud's file")
     parser.add_argument("--site", help="of this site only")
     parser.add_argument("--id", type=int, action="append", help="this letter (again for more)")
@@ -254,6 +269,10 @@ def ingest(argv: list[str]) -> int:
     from wattmesh_cloud.config import load_cloud
     from wattmesh_cloud.store.dead import DeadLetters
 
+    if arguments.action == "work":
+        gc.set_threshold(*GC_THRESHOLD)
+        asyncio.run(_work(arguments.file, arguments.number))
+        return 0
     letters = DeadLetters(load_cloud(arguments.file).state / "dead_frames.sqlite")
     try:
         if arguments.action == "replay":

@@ -61,6 +61,23 @@ class A2aModel(StrictModel):
     """Receivers of push notifications of our own (``http://10.0.0.7:8000``); all others are public addresses by HTTPS."""
 
 
+class ObservabilityModel(StrictModel):
+    """Where figures and traces go, beside ``/metrics``."""
+
+    emf: Path | None = None
+    """Figures for CloudWatch's agent, a line a minute and set of labels, in its embedded metric format."""
+    namespace: str = Field(default="WattMesh", pattern=r"^[A-Za-z0-9._/-]{1,128}$")
+    otlp: str | None = Field(default=None, pattern=r"^(https://|http://(127\.0\.0\.1|localhost)[:/])")
+    """An OpenTelemetry collector (``http://127.0.0.1:4318/v1/traces``); beyond this machine by https."""
+
+
+class IngestModel(StrictModel):
+    """Who takes the telemetry."""
+
+    workers: int = Field(default=0, ge=0, le=16)
+    """Processes beside the cloud's (``wattmesh ingest work CLOUD.yaml --number N``); 0: the cloud's own takes it."""
+
+
 class CloudModel(StrictModel):
     """A cloud file."""
 
@@ -75,6 +92,8 @@ class CloudModel(StrictModel):
     key: Path | None = None
     crl: Path | None = None
     http: HttpModel = HttpModel()
+    ingest: IngestModel = IngestModel()
+    observability: ObservabilityModel = ObservabilityModel()
     access: AccessModel = AccessModel()
     lab: LabModel | None = None
     tools: ToolsModel | None = None
@@ -128,6 +147,7 @@ def load_cloud(path: Path) -> CloudConfig:
         for name in ("ca", "certificate", "key", "crl")
         if (given := getattr(model, name)) is not None
     }
+    files["observability"] = _placed(base, model.observability, "emf")
     files["http"] = _placed(base, model.http, "certificate", "key")
     if model.lab is not None:
         files["lab"] = _placed(base, model.lab, "secret")
@@ -136,6 +156,9 @@ def load_cloud(path: Path) -> CloudConfig:
         files["access"] = model.access.model_copy(update={"oidc": oidc})
     if model.tools is not None:
         files["tools"] = model.tools.model_copy(update={"tokens": base / model.tools.tokens})
+    weather = model.forecasting.weather
+    if weather is not None:
+        files["forecasting"] = model.forecasting.model_copy(update={"weather": _placed(base, weather, "key", "file")})
     if model.a2a is not None:
         files["a2a"] = _a2a(path, model.a2a)
     model = model.model_copy(update=files)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import sqlite3
 import time
 from collections import Counter
@@ -135,6 +136,7 @@ class Gateway:
             site.tariff.zone(),
             period_s=model.control.period_s,
             taken=self._load_taken(),
+            import_limit_w=min(model.connection.import_limit_w, model.control.peak_limit_w or math.inf),
             planned=self._planned_load_w,
         )
         self.instructions = Instructions(period_s=model.control.period_s)

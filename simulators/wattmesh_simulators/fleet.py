@@ -11,17 +11,19 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from operator import sub
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, Field, model_validator
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.config_file import StrictModel
 from wattmesh_a2a.errors import ConfigurationError
 
+from wattmesh_simulators.device import asked_for
 from wattmesh_simulators.grid import Grid
 from wattmesh_simulators.modbus_server import ModbusServer
 from wattmesh_simulators.opcua_server import OpcUaServer
 from wattmesh_simulators.plant.physics import Home, Slots
+from wattmesh_simulators.plant.vehicle import Car, Charger
 from wattmesh_simulators.registers import RegisterMap, template_of
 from wattmesh_simulators.waveform import WaveformStream
 
@@ -78,6 +80,26 @@ class MeterModel(DeviceModel):
     template: Annotated[str, AfterValidator(_of_kind("meter"))] = "sunspec_meter_203"
 
 
+class ChargerModel(DeviceModel):
+    """A simulated charging station with an electric car."""
+
+    template: Annotated[str, AfterValidator(_of_kind("ev_charger"))] = "alfen_ng9xx"
+    phases: Literal[1, 3] = 3
+    energy_wh: float = Field(default=52_000, gt=0, description="of the car's battery")
+    trip_wh: float = Field(default=12_000, ge=0, description="what is gone when it comes back")
+    arrives: str = Field(default="18:00", pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$", description="UTC")
+    departs: str = Field(default="07:00", pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$", description="UTC")
+
+    def charger(self) -> Charger:
+        """The station with its car, as it comes home."""
+        arrives, departs = (int(at[:2]) * 3600 + int(at[3:]) * 60 for at in (self.arrives, self.departs))
+        car = Car(
+            energy_wh=self.energy_wh, stored_wh=max(0.0, self.energy_wh - self.trip_wh), phases=self.phases,
+            trip_wh=self.trip_wh, arrives_s=arrives, departs_s=departs,
+        )  # fmt: skip
+        return Charger(car, phases=self.phases)
+
+
 class HomeModel(StrictModel):
     """One home."""
 
@@ -86,6 +108,14 @@ class HomeModel(StrictModel):
     inverter: InverterModel
     battery: BatteryModel
     meter: MeterModel
+    charger: ChargerModel | None = None
+
+    def devices(self) -> list[tuple[str, DeviceModel]]:
+        """Kind and model of each device it has."""
+        all_of_them = (
+            ("inverter", self.inverter), ("battery", self.battery), ("meter", self.meter), ("ev_charger", self.charger),
+        )  # fmt: skip
+        return [(kind, device) for kind, device in all_of_them if device is not None]
 
 
 class GridModel(StrictModel):
@@ -140,7 +170,7 @@ class FleetModel(StrictModel):
         names = [site.id for site in self.sites]
         if doubles := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"sites: {', '.join(doubles)} stands twice; every id must be another")
-        devices = [device for site in self.sites for device in (site.inverter, site.battery, site.meter)]
+        devices = [device for site in self.sites for _, device in site.devices()]
         ports = [device.port for device in devices if device.port]
         if taken := sorted({port for port in ports if ports.count(port) > 1}):
             raise ValueError(f"sites: two devices want port {', '.join(map(str, taken))}; give each its own")
@@ -182,7 +212,12 @@ class Fleet:
         )
         self.homes = {
             site.id: Home(
-                site.home, site.battery.initial_soc_percent, self.grid.frequency_hz, model.seed, self.grid.voltage_pu
+                site.home,
+                site.battery.initial_soc_percent,
+                self.grid.frequency_hz,
+                model.seed,
+                self.grid.voltage_pu,
+                None if site.charger is None else site.charger.charger(),
             )
             for site in model.sites
         }
@@ -209,7 +244,7 @@ class Fleet:
         """Listen on every port; raises :class:`wattmesh_a2a.errors.ConfigurationError` and then nothing listens."""
         try:
             for site in self._model.sites:
-                for kind, device in (("inverter", site.inverter), ("battery", site.battery), ("meter", site.meter)):
+                for kind, device in site.devices():
                     await self._start_device(site.id, kind, device)
         except BaseException:
             await self.stop()
@@ -223,8 +258,16 @@ class Fleet:
     async def _start_device(self, site: str, kind: str, device: DeviceModel) -> None:
         home = self.homes[site]
 
+        settings: dict[str, float] = {}
+
         def written(name: str, value: float) -> None:
-            home.write(name, value, self._clock.utc_ns())
+            if kind != "ev_charger":
+                home.write(name, value, self._clock.utc_ns())
+                return
+            settings[name] = value
+            (control,) = template_of(device.template)["controls"].values()
+            lasts_s = float(control.get("watchdog", {}).get("seconds", 0.0))
+            home.command("active_power_w", asked_for(control, settings), lasts_s, self._clock.utc_ns(), kind)
 
         if template_of(device.template)["protocol"] == "opcua":
             opcua = OpcUaServer(device.template, lambda: home.quantities(kind), written, clock=self._clock)
@@ -376,6 +419,9 @@ class Fleet:
                 "discharged_wh": home.battery.discharged_wh,
                 "lost_wh": home.battery.lost_wh,
             },
+            "charger": None
+            if home.charger is None
+            else {"charged_wh": home.charger.charged_wh, "missed_wh": home.charger.missed_wh},
             "load_wh": home.load_total_wh,
             "pv_wh": home.pv_total_wh,
             "curtailed_wh": home.curtailed_wh,

@@ -81,7 +81,7 @@ class RecordingMessenger:
     async def send_telemetry(self, stream, payload) -> None:
         raise ExpiredError("the cloud sends no telemetry")
 
-    def on_telemetry(self, handler) -> None:
+    def on_telemetry(self, handler, *, group=None) -> None:
         self.telemetry = handler
 
     def counters(self) -> dict[str, int]:

@@ -8,8 +8,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from wattmesh_a2a.clock import Clock
-from wattmesh_a2a.envelope import Envelope
+from wattmesh_a2a.envelope import Address, Envelope
 from wattmesh_a2a.errors import ConfigurationError
+from wattmesh_a2a.fates import Fate
 from wattmesh_a2a.market import Order
 from wattmesh_a2a.messages import CommitmentQuery, Message, OrderAmend, OrderBatch, OrderCancel, OrderPlace, OrderResult
 from wattmesh_a2a.messenger import Messenger
@@ -95,6 +96,10 @@ class Markets:
         query = envelope.data
         assert isinstance(query, CommitmentQuery)
         return await self.of_participant(query.participant_id).handle(envelope)
+
+    def on_refusal(self, source: Address, type_name: str, fate: Fate) -> None:
+        """A message to the market that nobody could or should read; it counts where its sender trades."""
+        self.of_participant(source.unit).note_refusal(source, fate.value)
 
     # -- what the other services feed in
 

@@ -120,7 +120,10 @@ class Replica:
                         name, SiteState(time_ns=row[0], output_w=row[1], generation_w=row[2], stored_wh=row[3])
                     )
             case "refused":
-                engine.rejects[entry["reason"]] += 1
+                engine.rejects[entry["reason"]] += entry.get("count", 1)
+            case "archive":
+                self.unacknowledged = {(name, slot) for name, slot in self.unacknowledged if slot >= entry["before"]}
+                return engine.archive(entry["before"])
             case _:
                 raise ConfigurationError(f"a journal entry {what!r}, which this version does not know")
         return None
