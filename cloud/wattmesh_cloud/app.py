@@ -48,10 +48,12 @@ from wattmesh_cloud.emf import EmfLog
 from wattmesh_cloud.forecasting.observations import observed
 from wattmesh_cloud.forecasting.providers import desk_of, place_of
 from wattmesh_cloud.forecasting.service import ForecastingService
+from wattmesh_cloud.frequency_live import FrequencyLive
 from wattmesh_cloud.grid.measured import measured
 from wattmesh_cloud.grid.service import GridService
 from wattmesh_cloud.ingest import Ingest
 from wattmesh_cloud.keys import cloud_keys
+from wattmesh_cloud.lab import LabClient
 from wattmesh_cloud.lake import Lake
 from wattmesh_cloud.live import LiveView
 from wattmesh_cloud.market.areas import Markets
@@ -59,6 +61,7 @@ from wattmesh_cloud.market.config import MarketConfig
 from wattmesh_cloud.market.replica import Standby
 from wattmesh_cloud.market.risk import SiteState
 from wattmesh_cloud.market.telemetry import site_state
+from wattmesh_cloud.observer import SiteObserver
 from wattmesh_cloud.store.dead import DeadLetters as DeadFrames
 from wattmesh_cloud.store.sqlite import SqliteStore
 from wattmesh_cloud.tools.base import Context
@@ -211,6 +214,8 @@ class Cloud:
         self.access = open_access(config, self.audit, clock)
         self.commands = Commands(state / "commands.sqlite", self.audit, clock, SystemClock())
         self.jobs = Jobs(state / "jobs", clock)
+        self.frequency = FrequencyLive()
+        self.observer = SiteObserver(messenger, clock, org, self.frequency, lambda: self.view.online)
         self.tools = Context(
             store=self.store,
             clock=clock,
@@ -225,6 +230,7 @@ class Cloud:
             self.ingest.register()
         self.ingest.on_columns(self.live.on_columns)
         self.ingest.on_record(self.view.alarms.on_record)
+        self.observer.register()
         for service in self.services:
             service.register()
         for service in self.services:
@@ -373,6 +379,7 @@ class Cloud:
             serving = group.create_task(server.serve(sockets=[http]), name="http")
             running = [group.create_task(service.run(), name=type(service).__name__) for service in self.services]
             running.append(group.create_task(self.jobs.run(), name="jobs"))
+            running.append(group.create_task(self.observer.run(), name="observer"))
             if (log_file := self._config.model.observability.emf) is not None:
                 running.append(group.create_task(self._tell_cloudwatch(log_file), name="figures"))
             running.append(group.create_task(self._taking(), name="ingest"))
@@ -461,6 +468,9 @@ class Cloud:
             nominal_hz=model.grid.nominal_hz,
             oidc=None if oidc is None else Oidc(oidc, secret, f"{base}{PREFIX}/oidc/callback"),
             longest_s=round(model.access.longest_h * 3600),
+            frequency=self.frequency,
+            observer=self.observer,
+            lab=None if model.lab is None else LabClient(model.lab.port, model.lab.secret),
             facts=self._facts,
         )
 

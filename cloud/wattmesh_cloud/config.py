@@ -15,6 +15,7 @@ from wattmesh_cloud.access.config import AccessModel
 from wattmesh_cloud.agents.config import AgentsConfig
 from wattmesh_cloud.forecasting.config import ForecastingConfig
 from wattmesh_cloud.grid.config import GridConfig
+from wattmesh_cloud.lab import LabModel
 from wattmesh_cloud.market.config import MarketConfig, check_areas
 from wattmesh_cloud.planning.config import PlanningConfig
 
@@ -94,6 +95,7 @@ class CloudModel(StrictModel):
     ingest: IngestModel = IngestModel()
     observability: ObservabilityModel = ObservabilityModel()
     access: AccessModel = AccessModel()
+    lab: LabModel | None = None
     tools: ToolsModel | None = None
     a2a: A2aModel | None = None
     history: Path | None = None
@@ -147,6 +149,8 @@ def load_cloud(path: Path) -> CloudConfig:
     }
     files["observability"] = _placed(base, model.observability, "emf")
     files["http"] = _placed(base, model.http, "certificate", "key")
+    if model.lab is not None:
+        files["lab"] = _placed(base, model.lab, "secret")
     if model.access.oidc is not None:
         oidc = _placed(base, model.access.oidc, "client_secret")
         files["access"] = model.access.model_copy(update={"oidc": oidc})
