@@ -688,7 +688,10 @@ class Delivery:
         stream = f"{envelope.source}>{served}:{envelope.type}"
         if handler.latest_only and self._is_overtaken(stream, envelope):
             return final(Fate.SUPERSEDED, refusal(Fate.SUPERSEDED, "a newer one took effect"), TaskState.REJECTED)
-        with tracing.within(envelope.traceparent):
+        with (
+            tracing.within(envelope.traceparent),
+            tracing.span(f"handle {envelope.type}", source=str(envelope.source), message=envelope.id),
+        ):
             try:
                 if handler.in_transaction is not None:
                     return self._in_transaction(handler, envelope, stream, final)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from wattmesh_a2a.market import MONEY_UNITS_PER_CURRENCY_UNIT
+from dataclasses import asdict
+
+from wattmesh_a2a.market import MONEY_UNITS_PER_CURRENCY_UNIT, Trade
+from wattmesh_a2a.messages import ProductData
 
 from wattmesh_cloud.market.archive import Person
 from wattmesh_cloud.market.engine import MarketEngine
@@ -31,28 +34,39 @@ def clearing_rows(area: str, slot: Slot) -> dict[Table, list[Item]]:
     rows = {
         Table.MARKET_DATA: [
             Item(partition=f"{area}#slots", time_ns=slot.start_ns, id="clearing", data=summary),
-            *[
-                Item(
-                    partition=f"{area}#ohlcv",
-                    time_ns=candle.start_ns,
-                    id=str(slot.start_ns),
-                    data={name: getattr(candle, name) for name in Candle.__slots__ if name != "start_ns"},
-                )
-                for candle in slot.candles
-            ],
+            *[_candle_row(area, slot, candle) for candle in slot.candles],
         ]
     }
     if clearing.trades:
-        rows[Table.TRADE_DATA] = [
-            Item(
-                partition=f"{area}#trades",
-                time_ns=slot.start_ns,
-                id=trade.id,
-                data={name: value for name, value in plain(trade).items() if name != "area_id"},
-            )
-            for trade in clearing.trades
-        ]
+        rows[Table.TRADE_DATA] = [_trade_row(area, trade) for trade in clearing.trades]
     return rows
+
+
+def live_rows(area: str, slot: Slot, data: ProductData, first_trade: int) -> dict[Table, list[Item]]:
+    """A product that trades: what everybody may see of it and its newest candles in market-data, new trades in trade-data.
+
+    The same rows are written again at the next time and at closure, so that none has to be written for certain.
+    """
+    shown: dict[str, JsonValue] = asdict(data)
+    rows = {
+        Table.MARKET_DATA: [
+            Item(partition=f"{area}#products", time_ns=slot.start_ns, id="product", data=shown),
+            *[_candle_row(area, slot, candle) for candle in slot.candles[-2:]],
+        ]
+    }
+    if first_trade < len(slot.trades):
+        rows[Table.TRADE_DATA] = [_trade_row(area, trade) for trade in slot.trades[first_trade:]]
+    return rows
+
+
+def _candle_row(area: str, slot: Slot, candle: Candle) -> Item:
+    data = {name: getattr(candle, name) for name in Candle.__slots__ if name != "start_ns"}
+    return Item(partition=f"{area}#ohlcv", time_ns=candle.start_ns, id=str(slot.start_ns), data=data)
+
+
+def _trade_row(area: str, trade: Trade) -> Item:
+    data = {name: value for name, value in plain(trade).items() if name != "area_id"}
+    return Item(partition=f"{area}#trades", time_ns=trade.slot_start_ns, id=trade.id, data=data)
 
 
 def settlement_rows(slot: Slot) -> list[Item]:

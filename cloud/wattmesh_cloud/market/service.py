@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from wattmesh_a2a import tracing
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.codec import message_from_json, message_to_bytes
 from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, MARKET_AGENT, Address, Envelope
@@ -25,6 +26,7 @@ from wattmesh_a2a.messages import (
     CommitmentQuery,
     Executions,
     IntervalEnergy,
+    MarketData,
     MarketRules,
     Message,
     OrderAmend,
@@ -34,6 +36,7 @@ from wattmesh_a2a.messages import (
     OrderPlace,
     OrderResult,
     OrderResults,
+    ProductData,
 )
 from wattmesh_a2a.messenger import Messenger
 
@@ -43,8 +46,8 @@ from wattmesh_cloud.market.journal import Journal, journal_path
 from wattmesh_cloud.market.marketdata import market_data
 from wattmesh_cloud.market.replica import Standby, recovered, write_snapshot
 from wattmesh_cloud.market.risk import SiteState
-from wattmesh_cloud.market.rows import clearing_rows, figures, settlement_rows
-from wattmesh_cloud.store.base import JsonValue, Store, Table
+from wattmesh_cloud.market.rows import clearing_rows, figures, live_rows, settlement_rows
+from wattmesh_cloud.store.base import Item, JsonValue, Store, Table
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +62,9 @@ _LOOK_BACK_NS = 14 * 86_400 * NS_PER_S
 _STORE_AGAIN_NS = 86_400 * NS_PER_S
 _SNAPSHOT_ENTRIES = 50_000
 _SITES_NS = 60 * NS_PER_S
+_MOST_TRACES = 8
+"""Of orders that one booking is linked with."""
+_MOST_TRACED = 10_000
 _DAY_NS = 86_400 * NS_PER_S
 _MOST_REFUSED = 100
 _MOST_TRADES = 200
@@ -123,6 +129,8 @@ class MarketService:
         self._gateways: dict[str, Address] = {}
         self._executed: list[tuple[str, Trade]] = []
         self._telling = False
+        self._traces: dict[tuple[str, int], tuple[str, ...]] = {}
+        self._shown: dict[int, ProductData] = {}
         self._unread: Counter[tuple[str, str]] = Counter()
         self._journal = Journal(journal_path(state, config.area))
         self._snapshot = state / f"market-{config.area}.snapshot"
@@ -178,8 +186,11 @@ class MarketService:
 
     async def _commit_message(self, what: str, message: Message, now: int) -> list[OrderResult]:
         body = b'{"what":"%s","now":%d,"batch":%s}' % (what.encode(), now, message_to_bytes(message))
-        await self._journal.append_body(body)
-        results = self._replica.apply_message(message, now)
+        with tracing.span("market.journal", area=self.config.area):
+            await self._journal.append_body(body)
+        with tracing.span("market.apply", area=self.config.area):
+            results = self._replica.apply_message(message, now)
+        self._note_trace(message)
         if self._executed and not self._telling:
             self._telling = True  # once for all that a group of the journal brings
             asyncio.get_running_loop().call_soon(self._tell_executions)
@@ -339,7 +350,9 @@ class MarketService:
         await self._settle(now)
         if now >= self._rules_due_ns:
             self._rules_due_ns = now + _RULES_NS
-            await self._messenger.emit(market_data(self.engine, now), as_agent=self.address, valid_for_s=300)
+            seen = market_data(self.engine, now)
+            await self._messenger.emit(seen, as_agent=self.address, valid_for_s=300)
+            await asyncio.to_thread(self._store_live, self._live_rows(seen))
             await self._messenger.emit(self.rules(), as_agent=self.address, valid_for_s=300)
         before = now - now % _DAY_NS - self.config.keep_days * _DAY_NS
         if before > self.engine.archived_before_ns and min(self.engine.slots, default=before) < before:
@@ -436,15 +449,29 @@ class MarketService:
         before = slot.settlements.get(name) if slot is not None else None
         if before is not None and (not before.substituted or metered is None):
             return
-        await self._commit(
-            {
-                "what": "settle",
-                "slot": slot_ns,
-                "participant": name,
-                "metered": metered,
-                "substituted": metered is None,
-            }
-        )
+        with tracing.span(
+            "ledger.book", links=self._traces.get((name, slot_ns), ()), participant=name, slot_ns=slot_ns
+        ):
+            await self._commit(
+                {
+                    "what": "settle",
+                    "slot": slot_ns,
+                    "participant": name,
+                    "metered": metered,
+                    "substituted": metered is None,
+                }
+            )
+
+    def _note_trace(self, message: Message) -> None:
+        """Which traces a booking will belong to: those of the orders of its participant and slot, the newest few."""
+        trace = tracing.current()
+        slot = getattr(message, "slot_start_ns", None)
+        if trace is None or slot is None or not isinstance(message, OrderBatch | OrderPlace):
+            return
+        known = self._traces.get((message.participant_id, slot), ())
+        self._traces[message.participant_id, slot] = (*known, trace)[-_MOST_TRACES:]
+        while len(self._traces) > _MOST_TRACED:
+            del self._traces[next(iter(self._traces))]
 
     async def settle_flexibility(
         self, event_id: str, participant: str, delivered_wh: int, price_ticks: int, slot_ns: int | None = None
@@ -491,6 +518,23 @@ class MarketService:
             if self.engine.slots[slot_ns].clearing is not None:
                 self._store_clearing(slot_ns)
             self._store_settlements(slot_ns)
+
+    def _live_rows(self, seen: MarketData) -> dict[Table, list[Item]]:
+        """Rows of the products that have changed since the last time."""
+        rows: dict[Table, list[Item]] = {}
+        for product in seen.products:
+            before = self._shown.get(product.slot_start_ns)
+            if product != before:
+                slot = self.engine.slots[product.slot_start_ns]
+                made = live_rows(self.config.area, slot, product, 0 if before is None else before.trades)
+                for table, items in made.items():
+                    rows.setdefault(table, []).extend(items)
+        self._shown = {product.slot_start_ns: product for product in seen.products}
+        return rows
+
+    def _store_live(self, rows: dict[Table, list[Item]]) -> None:
+        for table, items in rows.items():
+            self._store.put(table, items)
 
     def _store_clearing(self, slot_ns: int) -> None:
         for table, items in clearing_rows(self.config.area, self.engine.slots[slot_ns]).items():
