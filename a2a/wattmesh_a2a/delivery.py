@@ -532,6 +532,7 @@ class Delivery:
 
     async def reply_plain(self, topic: str, payload: bytes, correlation: bytes | None) -> None:
         """See :class:`wattmesh_a2a.plain.PlainHost`."""
+        await self._store.settled()
         await self._try_publish(topic, payload, correlation_data=correlation)
 
     def on_plain(self, handler: PlainHandler, *, as_agent: Address | None = None) -> None:
@@ -570,6 +571,7 @@ class Delivery:
         stored = self._store.get(key)
         if stored is not None:
             self.stats.count(Fate.DUPLICATE, name, str(source))
+            await self._store.settled()
             await send(stored)
             return
         under_way = self._under_way.get(key)
@@ -593,6 +595,7 @@ class Delivery:
                 fate, answer = await self._take_effect(served, key, judged, under_way)
         finally:
             del self._under_way[key]
+        await self._store.settled()
         self.stats.count(fate, name, str(source), asyncio.get_running_loop().time() - began)
         await send(answer)
 
@@ -701,6 +704,7 @@ class Delivery:
         assert handler.run is not None
         if handler.after_crash is not None:
             self._store.begin(key, envelope.expires_ns)
+            await self._store.settled()
         return await handler.run(envelope)
 
     def _in_transaction(
