@@ -19,7 +19,7 @@ from wattmesh_a2a.cards import standard_card
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.deadletters import DeadLetters
 from wattmesh_a2a.dedupe import KEEP_AFTER_EXPIRY_NS, DedupeStore, MemoryDedupe
-from wattmesh_a2a.envelope import Address, Envelope, TaskState
+from wattmesh_a2a.envelope import STATS_AGENT, Address, Envelope, TaskState
 from wattmesh_a2a.errors import ExpiredError, InvalidMessageError, UnavailableError, WattmeshError
 from wattmesh_a2a.events import Arrival, EventTracks
 from wattmesh_a2a.fates import Fate, Gate, known, refusal
@@ -137,6 +137,7 @@ class Delivery:
         outgoing: Durable requests; none where there are none.
         dead: Dead letters; none where they are only counted.
         serve: Further addresses whose requests are taken here.
+        figures: Whether this process answers for its unit at ``ORG/UNIT/stats``: one of each unit does.
         peer_requests_per_s: Token bucket a peer for what comes in; none for no limit.
         after: Real-time timer, injected by tests.
     """
@@ -153,6 +154,7 @@ class Delivery:
         outgoing: OutgoingStore | None = None,
         dead: DeadLetters | None = None,
         serve: Sequence[Address] = (),
+        figures: bool = False,
         peer_requests_per_s: float | None = None,
         after: After | None = None,
     ) -> None:
@@ -170,6 +172,7 @@ class Delivery:
         self._served = (address, *serve)
         self._peer_rate = peer_requests_per_s
         self._after = after
+        self._figures = Address(address.org, address.unit, STATS_AGENT) if figures else None
         self._pools: list[str] = []
         self._sequences: Counter[tuple[Address, Address | None]] = Counter()
         self._handlers: dict[tuple[Address, str], _Handler] = {}
@@ -196,6 +199,8 @@ class Delivery:
         for served in self._served:
             self._handlers[served, TYPE_NAMES[StatsQuery]] = _Handler(run=self._tell_stats, idempotent=True)
             self._handlers[served, TYPE_NAMES[Revoke]] = _Handler(run=self._revoke)
+        if self._figures is not None:
+            self._handlers[self._figures, TYPE_NAMES[StatsQuery]] = _Handler(run=self._tell_stats, idempotent=True)
 
     # -- life cycle
 
@@ -206,7 +211,7 @@ class Delivery:
         self._transport.set_will(topics.discovery(self.address), offline)
         self._transport.on_connected(self._on_connected)
         self._lanes = Lanes(self._transport)
-        for served in self._served:
+        for served in (*self._served, *([self._figures] if self._figures else [])):
             await self._subscribe(topics.request(served), self._request_taker(served))
         for pool in self._pools:
             member = Address(org, self.address.unit, pool)
