@@ -12,12 +12,14 @@ payload bytes → envelope → validation → risk → book → journal with fda
 
 import argparse
 import asyncio
+import ctypes
 import gc
 import heapq
 import json
 import logging
 import math
 import multiprocessing
+import os
 import random
 import socket
 import sys
@@ -638,7 +640,44 @@ def settlement() -> Iterator[Row]:
     )  # fmt: skip
 
 
-PARTS = {"book": book, "path": path, "mqtt": mqtt, "auction": auction, "settlement": settlement}
+def resident_mb() -> float:
+    """What the process holds now, after giving back what it can."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def year() -> Iterator[Row]:
+    """A year of slots with 20 participants, archived daily as the service does: memory after 60 days and after 365."""
+    people, day = 20, 86_400 * NS
+    engine, rng, start = MarketEngine(area(people, "call")), random.Random(6), 19_676 * 86_400 * NS
+    held: dict[int, float] = {}
+    for number in range(365):
+        for slot in range(start + number * day, start + (number + 1) * day, SLOT):
+            for i in range(people):
+                order = Order(
+                    client_order_id=f"o{slot // NS}-{i}", participant_id=f"p{i}", area_id="bench", slot_start_ns=slot,
+                    side=Side.SELL if i % 2 else Side.BUY, quantity_wh=rng.randrange(1, 500), price_ticks=rng.randrange(1000, 3000),
+                )  # fmt: skip
+                engine.place(order.participant_id, (order,), slot - 3600 * NS)
+            engine.clear(slot)
+            for i in range(people):
+                engine.settle(slot, f"p{i}", rng.randrange(-500, 500))
+        engine.archive(start + (number - 31) * day)
+        if number + 1 in (60, 365):
+            held[number + 1] = resident_mb()
+    more = {
+        "slots_held": len(engine.slots),
+        "slots_in_sums": engine.sums.slots_settled,
+        "trades": engine.sums.trades + len(engine.trades),
+        "ledger_sum": engine.ledger.total(),
+    }
+    yield row("year.resident_after_60_days", held[60], "MB")
+    yield row("year.resident_after_365_days", held[365], "MB", **more)
+    yield row("year.growth_from_day_60_to_365", held[365] - held[60], "MB", 10.0)
+
+
+PARTS = {"book": book, "path": path, "mqtt": mqtt, "auction": auction, "settlement": settlement, "year": year}
 
 
 def main() -> None:

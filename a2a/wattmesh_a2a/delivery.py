@@ -56,6 +56,9 @@ log = logging.getLogger(__name__)
 
 PresenceHandler = Callable[[Address, Mapping[str, object] | None], None]
 
+RefusalHandler = Callable[[Address, str, Fate], None]
+"""Gets who it says it is from (unproven where the fate is ``unsigned`` or ``foreign``), the message's type, and why."""
+
 RETRY_PAUSES_S = (1.0, 2.0, 4.0, 8.0)
 """Real seconds between repetitions, ±20 %; the last one repeats (A2A over MQTT profile: 1, 2, 4 s)."""
 PEER_REQUESTS_PER_S = 1000.0
@@ -179,7 +182,9 @@ class Delivery:
         self._event_handlers: list[tuple[str, str, EventHandler, bool, GapHandler | None]] = []
         self._presence_handlers: list[PresenceHandler] = []
         self._telemetry_handler: TelemetryHandler | None = None
+        self._telemetry_group: str | None = None
         self._outcome_handler: OutcomeHandler | None = None
+        self._refusal_handlers: dict[Address, RefusalHandler] = {}
         self._waiting: dict[str, _Waiting] = {}
         self._under_way: dict[str, _UnderWay] = {}
         self._held = 0
@@ -224,7 +229,8 @@ class Delivery:
         else:  # our own, to repair a late will of an earlier session
             await self._subscribe(topics.discovery(self.address), self._on_card)
         if self._telemetry_handler is not None:
-            await self._subscribe(f"{topics.telemetry_prefix}/telemetry/{org}/+/+", self._on_telemetry_message)
+            shared = "" if self._telemetry_group is None else f"$share/{self._telemetry_group}/"
+            await self._subscribe(f"{shared}{topics.telemetry_prefix}/telemetry/{org}/+/+", self._on_telemetry_message)
         await self._transport.start()
         if self._outgoing is not None:
             for pending in self._outgoing.pending():
@@ -468,6 +474,15 @@ class Delivery:
             in_transaction=handler, latest_only=latest_only
         )
 
+    def on_refusal(self, handler: RefusalHandler, *, as_agent: Address | None = None) -> None:
+        """Be told of requests of known types that are refused before a handler sees them: malformed, late, unsigned, not theirs."""
+        self._refusal_handlers[as_agent or self.address] = handler
+
+    def _tell_refusal(self, served: Address, head: dict[str, Any], fate: Fate) -> None:
+        handler = self._refusal_handlers.get(served)
+        if handler is not None and (served, head["type"]) in self._handlers:
+            handler(head["source"], head["type"], fate)
+
     def serve_pool(self, pool: str, kind: type[Any], handler: RequestHandler) -> None:
         """Take requests of this type as one member of a pool of our unit; to be called before :meth:`start`."""
         if pool not in self._pools:
@@ -569,6 +584,7 @@ class Delivery:
         if judged.fate is not None or head is None:
             self._drop(judged.fate or Fate.INVALID, judged.cause, inbound, payload)
             if head is not None:
+                self._tell_refusal(served, head, judged.fate or Fate.INVALID)
                 await send(self._reply(served, head, judged.refusal(), TaskState.REJECTED))
             return
         source, name, expires_ns = head["source"], head["type"], head["expires_ns"]
@@ -665,6 +681,7 @@ class Delivery:
         if expires_ns <= self._clock.utc_ns():
             refused = refusal(Fate.EXPIRED, "came after its expiry")
             # Kept where it was signed: who is not known must not fill the disk with what is late.
+            self._tell_refusal(served, head, Fate.EXPIRED)
             return final(Fate.EXPIRED, refused, TaskState.REJECTED, keep=judged.signed)
         if handler is None:
             fate, cause = Fate.UNKNOWN, f"{served} takes no {head['type']}"
@@ -674,11 +691,15 @@ class Delivery:
         try:
             envelope: Envelope = judged.envelope()
         except InvalidMessageError as error:
+            self._tell_refusal(served, head, Fate.INVALID)
             return final(Fate.INVALID, refusal(Fate.INVALID, str(error)), TaskState.REJECTED, keep=False)
         stream = f"{envelope.source}>{served}:{envelope.type}"
         if handler.latest_only and self._is_overtaken(stream, envelope):
             return final(Fate.SUPERSEDED, refusal(Fate.SUPERSEDED, "a newer one took effect"), TaskState.REJECTED)
-        with tracing.within(envelope.traceparent):
+        with (
+            tracing.within(envelope.traceparent),
+            tracing.span(f"handle {envelope.type}", source=str(envelope.source), message=envelope.id),
+        ):
             try:
                 if handler.in_transaction is not None:
                     return self._in_transaction(handler, envelope, stream, final)
@@ -894,9 +915,10 @@ class Delivery:
         await self._publish(topic, payload, Priority.BACKLOG if backlog else Priority.TELEMETRY)
         self.stats.count("telemetry_sent")
 
-    def on_telemetry(self, handler: TelemetryHandler) -> None:
+    def on_telemetry(self, handler: TelemetryHandler, *, group: str | None = None) -> None:
         """See :class:`wattmesh_a2a.messenger.Messenger`."""
         self._telemetry_handler = handler
+        self._telemetry_group = group
 
     def _on_telemetry_message(self, inbound: Inbound, payload: bytes) -> None:
         try:

@@ -506,6 +506,12 @@ class MarketMachine(RuleBasedStateMachine):
     def flexibility(self, who, event, units):
         self.do("pay_flexibility", f"dr-{event}", who, units, T)
 
+    @rule(slots=st.integers(-1, 2))
+    def archive(self, slots):
+        trades = self.engine.sums.trades + sum(len(slot.trades) for slot in self.engine.slots.values())
+        self.do("archive", T + slots * SLOT)
+        assert self.engine.sums.trades + sum(len(slot.trades) for slot in self.engine.slots.values()) == trades
+
     @rule(who=st.sampled_from(PEOPLE))
     def suspend(self, who):
         self.do("suspend", who, "test")

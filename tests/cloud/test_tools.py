@@ -27,6 +27,7 @@ from wattmesh_cloud.market.areas import Markets
 from wattmesh_cloud.store.base import Item, Table
 from wattmesh_cloud.tools.base import Caller, Context
 from wattmesh_cloud.tools.catalogue import CATALOGUE, SERVICES, MarketActions, tool
+from wattmesh_cloud.tools.schemas import gateway_schema
 
 SLOT = 900 * NS_PER_S
 READER = Caller(id="reader:rea", roles=frozenset({"reader"}))
@@ -430,14 +431,14 @@ async def believed(message, key, clock):
     return taken
 
 
-def test_the_gateways_schemas(lambdas):
+def test_the_gateways_schemas():
     for service in SERVICES:
-        for one in lambdas.gateway_schema(service):
+        for one in gateway_schema(service):
             text = json.dumps(one)
             assert one["inputSchema"]["type"] == "object"
             assert "$ref" not in text
             assert "pattern" not in text
-    (orders,) = [one for one in lambdas.gateway_schema("energy-trading-actions") if one["name"] == "submit-orders"]
+    (orders,) = [one for one in gateway_schema("energy-trading-actions") if one["name"] == "submit-orders"]
     assert set(orders["inputSchema"]["properties"]["orders"]["items"]["properties"]) >= {"side", "quantity_wh"}
 
 

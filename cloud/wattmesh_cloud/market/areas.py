@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from wattmesh_a2a.clock import Clock
-from wattmesh_a2a.envelope import Envelope
+from wattmesh_a2a.envelope import Address, Envelope
 from wattmesh_a2a.errors import ConfigurationError
+from wattmesh_a2a.fates import Fate
 from wattmesh_a2a.market import Order
 from wattmesh_a2a.messages import CommitmentQuery, Message, OrderAmend, OrderBatch, OrderCancel, OrderPlace, OrderResult
 from wattmesh_a2a.messenger import Messenger
 
 from wattmesh_cloud.market.config import MarketConfig, check_areas
+from wattmesh_cloud.market.replica import Standby
 from wattmesh_cloud.market.service import Guard, MarketService, SiteWatch
 from wattmesh_cloud.store.base import Store
 
@@ -31,20 +34,31 @@ class Markets:
         clock: Time of all.
         state: Folder of the journals.
         org: Of all addresses.
+        warm: Standbys that go on as writers, by area.
 
     Raises:
         ConfigurationError: Two areas have one name, or one participant.
     """
 
     def __init__(
-        self, configs: Sequence[MarketConfig], store: Store, messenger: Messenger, clock: Clock, state: Path, org: str
+        self,
+        configs: Sequence[MarketConfig],
+        store: Store,
+        messenger: Messenger,
+        clock: Clock,
+        state: Path,
+        org: str,
+        *,
+        warm: Mapping[str, Standby] = MappingProxyType({}),
     ) -> None:
         check_areas(configs)
         self._messenger = messenger
         self.areas: dict[str, MarketService] = {}
         try:
             for config in configs:
-                self.areas[config.area] = MarketService(config, store, messenger, clock, state, org)
+                self.areas[config.area] = MarketService(
+                    config, store, messenger, clock, state, org, warm=warm.get(config.area)
+                )
         except BaseException:
             self.close()
             raise
@@ -82,6 +96,10 @@ class Markets:
         query = envelope.data
         assert isinstance(query, CommitmentQuery)
         return await self.of_participant(query.participant_id).handle(envelope)
+
+    def on_refusal(self, source: Address, type_name: str, fate: Fate) -> None:
+        """A message to the market that nobody could or should read; it counts where its sender trades."""
+        self.of_participant(source.unit).note_refusal(source, fate.value)
 
     # -- what the other services feed in
 

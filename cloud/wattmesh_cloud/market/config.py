@@ -52,6 +52,11 @@ class MarketConfig(StrictModel):
     )
     halt_without_forecast_s: int | None = Field(default=None, gt=0, description="halt when no forecast is this young")
     halt_s: int = Field(default=120, gt=0)
+    keep_days: int = Field(
+        default=31,
+        ge=22,
+        description="then a slot is archived: 14 days for late readings and 7 more as substitutes' history",
+    )
     tariff: TariffModel
     participants: tuple[ParticipantModel, ...] = Field(min_length=1)
 

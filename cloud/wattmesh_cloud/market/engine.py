@@ -17,6 +17,7 @@ from wattmesh_a2a.messages import Commitment, OrderResult
 from wattmesh_a2a.tariff import Tariff, price_ticks
 
 from wattmesh_cloud.market import book as kernel
+from wattmesh_cloud.market.archive import Sums
 from wattmesh_cloud.market.book import Book
 from wattmesh_cloud.market.config import MarketConfig
 from wattmesh_cloud.market.ledger import GRID_OPERATOR, IMBALANCE, LEVIES, RETAILER, Ledger
@@ -30,6 +31,8 @@ _BUY, _SELL = Side.BUY, Side.SELL  # a look at an enumeration's class costs more
 _LIMIT, _MARKET = OrderKind.LIMIT, OrderKind.MARKET
 _FILLED, _PARTIALLY = OrderStatus.FILLED, OrderStatus.PARTIALLY_FILLED
 OPERATOR = "operator"
+_REMEMBER_PAID_NS = 400 * 86_400 * NS
+"""How long a paid event is known, so that it is not paid again."""
 
 _SELF_TRADE = {
     "cancel_newest": kernel.CANCEL_NEWEST,
@@ -66,7 +69,13 @@ class MarketEngine:
         self._chosen = mechanism
         self._owners: dict[str, int] = {}
         self._expiries: list[tuple[int, int, int]] = []
-        self._flexibility: set[str] = set()
+        self._flexibility: dict[str, int] = {}
+        """Event and participant → when it was paid for: once."""
+        self.sums = Sums()
+        """Of the slots that are archived."""
+        self.archived_before_ns = 0
+        self.attic: dict[int, Slot] | None = None
+        """Where archived slots go when somebody wants to see them again; they are no part of the state."""
         self.configure(config)
 
     def configure(self, config: MarketConfig) -> None:
@@ -628,6 +637,8 @@ class MarketEngine:
             metered_wh: Import less export; none where no meter reported the whole slot: the stated substitute is taken.
             substituted: Whether the energy is an estimate that a later call may correct.
         """
+        if slot_ns < self.archived_before_ns:
+            return None
         slot = self.slots.setdefault(slot_ns, Slot(slot_ns))
         before = slot.settlements.get(participant)
         substituted = substituted or metered_wh is None
@@ -682,14 +693,14 @@ class MarketEngine:
     def pay_flexibility(self, event_id: str, participant: str, units: int, slot_ns: int | None = None) -> bool:
         """Pay for demand response, once an event and participant; the grid operator pays. Returns whether it was new.
 
-        With a slot it stands in that slot's settlement, which is revised when it was settled before.
+        With a slot it stands in that slot's settlement, which is revised when it was settled before, unless it is archived.
         """
         key = f"{event_id}/{participant}"
         if key in self._flexibility or units < 0:
             return False
-        self._flexibility.add(key)
+        self._flexibility[key] = self.now_ns if slot_ns is None else slot_ns
         self.ledger.transfer(key, GRID_OPERATOR, participant, units, "flexibility")
-        if slot_ns is not None:
+        if slot_ns is not None and slot_ns - slot_ns % self._slot_ns >= self.archived_before_ns:
             start = slot_ns - slot_ns % self._slot_ns
             slot = self.slots.setdefault(start, Slot(start))
             slot.flexibility[participant] = slot.flexibility.get(participant, 0) + units
@@ -700,6 +711,25 @@ class MarketEngine:
                     slot, participant, trades, before.metered_wh, before.method, substituted=before.substituted
                 )
         return True
+
+    def archive(self, before_ns: int) -> int:
+        """Forget slots that delivered before a time, but for their sums: they can be neither traded nor settled any more.
+
+        Returns:
+            How many.
+        """
+        old = [start for start in self.slots if start < before_ns and start not in self.open]
+        for start in old:
+            slot = self.slots.pop(start)
+            self.sums.add(slot)
+            for trade in slot.trades:
+                del self.trades[trade.id]
+            if self.attic is not None:
+                self.attic[start] = slot
+        self.archived_before_ns = max(self.archived_before_ns, before_ns)
+        for key in [key for key, paid_ns in self._flexibility.items() if paid_ns < before_ns - _REMEMBER_PAID_NS]:
+            del self._flexibility[key]
+        return len(old)
 
     # -- the state as a whole
 
@@ -715,7 +745,8 @@ class MarketEngine:
             "halts": dict(self.halts),
             "owners": list(self._owners),
             "expiries": sorted(self._expiries),
-            "flexibility": sorted(self._flexibility),
+            "flexibility": sorted(self._flexibility.items()),
+            "archived": [self.archived_before_ns, self.sums.dump()],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -731,7 +762,8 @@ class MarketEngine:
         self.rejects, self.halts = Counter(state["rejects"]), dict(state["halts"])
         self._owners = {name: code for code, name in enumerate(state["owners"])}
         self._expiries = [(row[0], row[1], row[2]) for row in state["expiries"]]
-        self._flexibility = set(state["flexibility"])
+        self._flexibility = dict(state["flexibility"])
+        self.archived_before_ns, self.sums = state["archived"][0], Sums.restored(state["archived"][1])
 
     def state_hash(self) -> str:
         """A hash of all that matters: equal states, equal hashes."""

@@ -120,7 +120,10 @@ class Replica:
                         name, SiteState(time_ns=row[0], output_w=row[1], generation_w=row[2], stored_wh=row[3])
                     )
             case "refused":
-                engine.rejects[entry["reason"]] += 1
+                engine.rejects[entry["reason"]] += entry.get("count", 1)
+            case "archive":
+                self.unacknowledged = {(name, slot) for name, slot in self.unacknowledged if slot >= entry["before"]}
+                return engine.archive(entry["before"])
             case _:
                 raise ConfigurationError(f"a journal entry {what!r}, which this version does not know")
         return None
@@ -187,14 +190,19 @@ def read_snapshot(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def recovered(config: MarketConfig, journal: Journal, snapshot: Path) -> Replica:
+def recovered(config: MarketConfig, journal: Journal, snapshot: Path, warm: Standby | None = None) -> Replica:
     """The market that a journal describes, from its last good snapshot on, from its first entry where there is none.
 
     Args:
         config: Rules until the journal names others.
         journal: Read and checked in full, whatever the snapshot says.
         snapshot: A file of :func:`write_snapshot`.
+        warm: A standby of this journal, whose state is gone on from.
     """
+    if warm is not None and journal.chain_at(warm.replica.count) == warm.chain:
+        for entry in journal.entries(warm.replica.count):
+            warm.replica.apply(entry)
+        return warm.replica
     replica = Replica(config)
     saved = read_snapshot(snapshot)
     if saved is not None and (saved["count"] > journal.count or saved["chain"] != journal.chain_at(saved["count"])):
@@ -223,11 +231,16 @@ class Standby:
         self.replica = Replica(config)
         self._follower = Follower(journal)
 
+    @property
+    def chain(self) -> str:
+        """Of the journal, behind the last entry that was applied, in hex."""
+        return self._follower.chain.hex()
+
     def catch_up(self) -> int:
         """Apply what has come since; how many entries.
 
-        To take over: end the writer, call this once more and open a :class:`~wattmesh_cloud.market.service.MarketService` on the
-        folder; the journal's lock keeps a writer that is not dead from being two.
+        To take over, give this to :class:`~wattmesh_cloud.market.service.MarketService`. The journal's lock keeps a living writer
+        from being two; one that hangs is fenced before (:func:`~wattmesh_cloud.market.journal.take_over`).
         """
         entries = self._follower.read()
         for entry in entries:

@@ -62,7 +62,7 @@ class Retention:
     """How long what is kept. The lake keeps all of it for good."""
 
     frames_s: int = 7 * 86_400
-    """Samples as they were measured (1 s)."""
+    """Samples as they were measured (1 s), and records as they were told."""
     minutes_s: int = 31 * 86_400
     quarters_s: int = 10 * 366 * 86_400
     """Means of 15 min."""
@@ -76,6 +76,22 @@ def frame_row(batch: ColumnBatch | RecordBatch) -> FrameRow:
         first, last = (min(batch.times_ns), max(batch.times_ns)) if batch.times_ns else (0, 0)
         return batch.site_id, batch.stream, batch.sequence, first, last, batch.records, encode_columns(batch)
     return batch.site_id, batch.stream, batch.sequence, 0, 0, batch.records, encode_records(batch)
+
+
+class Followed(Protocol):
+    """What a store adds for a process that hands on what others store."""
+
+    def stored_since(self, cursor: int, limit: int) -> tuple[int, list[Samples | RecordBatch]]:
+        """Batches that became durable after ``cursor``, in that order, at most ``limit``, and the cursor behind them."""
+        ...
+
+    def followed(self) -> int:
+        """The cursor noted last; 0 at first."""
+        ...
+
+    def note_followed(self, cursor: int) -> None:
+        """Keep the cursor, durable on return."""
+        ...
 
 
 class Store(Protocol):
@@ -165,6 +181,22 @@ class Store(Protocol):
         """The lake has this version of a day; one that a late batch has touched since stays due."""
         ...
 
+    def record_days_due(self, before_ns: int) -> list[tuple[str, int, int]]:
+        """As :meth:`days_due`, of records, by the day in which they came."""
+        ...
+
+    def raw_records(self, site_id: str, start_ns: int, end_ns: int) -> Iterator[tuple[int, RecordBatch]]:
+        """Stored batches of records that came in a window, with the time at which they came, in order."""
+        ...
+
+    def record_day_done(self, site_id: str, day_ns: int, version: int) -> None:
+        """As :meth:`day_done`, of records."""
+        ...
+
     def close(self) -> None:
         """Release files; what was durable stays so."""
         ...
+
+
+class FollowedStore(Store, Followed, Protocol):
+    """A store with what :meth:`wattmesh_cloud.ingest.Ingest.follow` needs."""
