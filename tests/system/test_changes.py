@@ -192,9 +192,11 @@ async def test_a_configuration_by_shadow_is_kept_and_one_that_is_worse_is_taken_
     await manager.desire(1, yaml.safe_dump(model).replace("25", "26"))
     manager.said.clear()
     await manager.say("shadow/name/config/update/delta", {"state": {"configuration": {"version": 3, "text": "x"}}})
-    refused = await manager.until(
-        lambda t, f: t.endswith("config/update") and f["state"]["reported"]["configuration"]["refused"] == 3
-    )
+
+    def refused(topic, fields):
+        return topic.endswith("config/update") and fields["state"]["reported"]["configuration"]["refused"] == 3
+
+    told = await manager.until(refused)
     assert "not signed" in told["state"]["reported"]["configuration"]["reason"]
 
 
@@ -218,11 +220,7 @@ async def test_software_by_a_job_goes_on_in_the_same_process_and_one_that_dies_i
     assert told["statusDetails"] == {"reason": "good", "version": "0.9.0"}
     assert gateway.poll() is None, "the same process: the service manager saw no end"
     await healthy(site["port"])
-    await order(
-        "down",
-        "0.9.1",
-        lambda n, c: c.replace(b'"""One cycle."""', b"import os; os._exit(9)") if n.endswith("control.py") else c,
-    )
+    await order("down", "0.9.1", dies_in_its_first_cycle)
     await manager.job("down", "IN_PROGRESS")
     assert await asyncio.to_thread(gateway.wait, 90) == 9, "it dies in its first cycle"
     again = launched(site["command"], stdout=site["out"], stderr=site["out"])  # as the service manager does
