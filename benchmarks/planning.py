@@ -4,8 +4,8 @@ usage: benchmarks/planning.py [--json] [--days 7] [--first-days 35,125,215,305] 
 
 Hourly data of CityLearn 2022 (load within the hour constant), 15-minute control, the seasonal model's forecasts from what was
 metered before each hour. ``cloud``: the site planner's band, followed as a gateway does. ``gateway``: the gateway alone, by value
-of storage. Against no battery and against plain self-consumption with the same battery, each home on its own; and all homes behind one
-meter, which is what a market without fees makes of them. Energy left in a battery counts at the cheapest price.
+of storage. Against no battery and against plain self-consumption with the same battery, each home on its own; and all homes behind
+one meter, which is what a market without fees makes of them. Energy left in a battery counts at the cheapest price.
 
 ``solve``: one site, 48 h at 15 min with battery, PV, tariff, demand charge and limits, rolled on by 5 min with what a forecast
 moves; and 100 sites each 5 min by one planner. Memory is the peak of a process of its own that plans one site.
