@@ -27,6 +27,7 @@ from pathlib import Path
 from wattmesh_a2a.tariff import Tariff, TariffPeriod
 from wattmesh_cloud.agents.consumer import AGENT as CONSUMER
 from wattmesh_cloud.agents.database import Database
+from wattmesh_cloud.agents.feedback import rewards_of
 from wattmesh_cloud.agents.grid_optimisation import AGENT as GRID
 from wattmesh_cloud.agents.guards import Guards, Origin
 from wattmesh_cloud.agents.learning import PARAMETERS, Learner
@@ -67,6 +68,11 @@ def column(name, home):
 @cache
 def price(slot):
     return TARIFF.import_price_ticks(FIRST_NS + slot * SLOT_NS)
+
+
+def bill(grid, slot):
+    """What a day's exchange with the grid costs at the retailer's prices; ``slot`` is the first after it."""
+    return sum(wh * (price(slot - len(grid) + step) if wh > 0 else FEED) for step, wh in enumerate(grid))
 
 
 class Home:
@@ -203,16 +209,20 @@ class Agents:
         )
         self.halted = any(isinstance(one, HaltMarket) for one in self.passed(MARKET, area))
 
-    def day_over(self, homes, at, imports):
+    def day_over(self, homes, at, slot, imports):
         for index, home in enumerate(homes):
-            bare = max(0.0, *home.net[at - DAY : at]) * 4
-            if bare < 200:
-                continue
-            reward = 1 - max(imports[index]) * 4 / bare
+            net = home.net[at - DAY : at]
+            came = {
+                "peak_without_battery_w": max(0.0, *net) * 4,
+                "peak_import_w": max(0.0, *imports[index]) * 4,
+                "cost_units": bill(imports[index], slot),
+                "cost_without_battery_units": bill(net, slot),
+            }
+            rewards = rewards_of(came)
             for agent in (PRODUCER, CONSUMER):
                 for name, value in self.day.get((index, agent.name), {}).items():
-                    if PARAMETERS[name].agent == agent.name:
-                        self.learner.outcome(f"home-{index}", name, value, reward)
+                    if PARAMETERS[name].agent == agent.name and agent.name in rewards:
+                        self.learner.outcome(f"home-{index}", name, value, rewards[agent.name])
 
 
 def fixed_event(homes, slot):
@@ -276,7 +286,7 @@ def run(arguments):
             slot, at = first * DAY + step, WARM_DAYS * DAY + step
             now = FIRST_NS + slot * SLOT_NS
             if step % DAY == 0 and step:
-                agents.day_over(homes, at, imports)
+                agents.day_over(homes, at, slot, imports)
                 imports = [[] for _ in range(count)]
             if step % 4 == 0:
                 for home in homes:
@@ -330,7 +340,7 @@ def run(arguments):
                                 missed * (price(slot) - FEED) / 2,
                             ]
                     if own:
-                        imports[index].append(max(0.0, grid))
+                        imports[index].append(grid)
                 arm.fleet.append(total * 4)
             if agents.halted is False:
                 agents.prices.append((price(slot) + FEED) // 2)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from wattmesh_a2a.alarms import Alarm
+from wattmesh_a2a.consult import AgentAdvice, AgentConsult
 from wattmesh_a2a.control import Decision
 from wattmesh_a2a.devices import AssetKind
 from wattmesh_a2a.forecast import Forecast
@@ -22,6 +23,14 @@ from wattmesh_a2a.grid import (
     GridInstructionResult,
 )
 from wattmesh_a2a.market import Order, OrderStatus, RejectReason, Trade
+from wattmesh_a2a.observing import (
+    DevicesQuery,
+    DevicesReport,
+    EventTraceQuery,
+    EventTraceReport,
+    FrequencySamples,
+    FrequencyWatch,
+)
 from wattmesh_a2a.plans import CoordinationReply, CoordinationRound, SitePlan
 
 
@@ -439,6 +448,8 @@ Message = (
     | CommitmentList
     | ForecastIssued
     | Strategy
+    | AgentConsult
+    | AgentAdvice
     | SitePlan
     | CoordinationRound
     | CoordinationReply
@@ -458,6 +469,12 @@ Message = (
     | StatsQuery
     | StatsReport
     | GatewayStatus
+    | FrequencyWatch
+    | FrequencySamples
+    | EventTraceQuery
+    | EventTraceReport
+    | DevicesQuery
+    | DevicesReport
 )
 
 MESSAGE_TYPES: dict[str, type[Message]] = {
@@ -480,6 +497,8 @@ MESSAGE_TYPES: dict[str, type[Message]] = {
     "wattmesh.market.commitment.list.v1": CommitmentList,
     "wattmesh.forecast.issued.v1": ForecastIssued,
     "wattmesh.strategy.v1": Strategy,
+    "wattmesh.agent.consult.v1": AgentConsult,
+    "wattmesh.agent.advice.v1": AgentAdvice,
     "wattmesh.plan.site.v1": SitePlan,
     "wattmesh.plan.round.v1": CoordinationRound,
     "wattmesh.plan.reply.v1": CoordinationReply,
@@ -499,6 +518,12 @@ MESSAGE_TYPES: dict[str, type[Message]] = {
     "wattmesh.stats.query.v1": StatsQuery,
     "wattmesh.stats.report.v1": StatsReport,
     "wattmesh.gateway.status.v1": GatewayStatus,
+    "wattmesh.frequency.watch.v1": FrequencyWatch,
+    "wattmesh.frequency.samples.v1": FrequencySamples,
+    "wattmesh.frequency.trace.query.v1": EventTraceQuery,
+    "wattmesh.frequency.trace.v1": EventTraceReport,
+    "wattmesh.devices.query.v1": DevicesQuery,
+    "wattmesh.devices.v1": DevicesReport,
 }
 
 TYPE_NAMES: dict[type[Message], str] = {cls: name for name, cls in MESSAGE_TYPES.items()}

@@ -8,7 +8,7 @@ import json
 import logging
 import socket
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 import uvicorn
+from wattmesh_a2a import tracing
 from wattmesh_a2a.cards import AgentRegistry
 from wattmesh_a2a.clock import NS_PER_S, Clock, SystemClock
 from wattmesh_a2a.codec import message_from_json
@@ -36,17 +37,23 @@ from wattmesh_cloud.access.model import Tenants
 from wattmesh_cloud.access.oidc import Oidc, read_secret
 from wattmesh_cloud.access.store import AccessStore
 from wattmesh_cloud.agents.looks import Sources
+from wattmesh_cloud.agents.models import reasoner
 from wattmesh_cloud.agents.service import AgentsService
+from wattmesh_cloud.agents.toolbox import Toolbox
 from wattmesh_cloud.api import PREFIX, Services, create_api
+from wattmesh_cloud.api.system import metrics_text
 from wattmesh_cloud.audit import AuditLog
 from wattmesh_cloud.config import CloudConfig
+from wattmesh_cloud.emf import EmfLog
 from wattmesh_cloud.forecasting.observations import observed
 from wattmesh_cloud.forecasting.providers import desk_of, place_of
 from wattmesh_cloud.forecasting.service import ForecastingService
+from wattmesh_cloud.frequency_live import FrequencyLive
 from wattmesh_cloud.grid.measured import measured
 from wattmesh_cloud.grid.service import GridService
 from wattmesh_cloud.ingest import Ingest
 from wattmesh_cloud.keys import cloud_keys
+from wattmesh_cloud.lab import LabClient
 from wattmesh_cloud.lake import Lake
 from wattmesh_cloud.live import LiveView
 from wattmesh_cloud.market.areas import Markets
@@ -54,6 +61,7 @@ from wattmesh_cloud.market.config import MarketConfig
 from wattmesh_cloud.market.replica import Standby
 from wattmesh_cloud.market.risk import SiteState
 from wattmesh_cloud.market.telemetry import site_state
+from wattmesh_cloud.observer import SiteObserver
 from wattmesh_cloud.store.dead import DeadLetters as DeadFrames
 from wattmesh_cloud.store.sqlite import SqliteStore
 from wattmesh_cloud.tools.base import Context
@@ -124,6 +132,7 @@ class Cloud:
             keys=self._signer,
             store=SqliteDedupe(state / "answers.sqlite"),
             dead=DeadLetters(state / "dead.sqlite"),
+            figures=True,
             peer_requests_per_s=PEER_REQUESTS_PER_S,
             serve=[Address(org, CLOUD_UNIT, name) for name in self.forecasting_ids],
         )
@@ -172,7 +181,13 @@ class Cloud:
             announcements=announcements,
             online=online,
         )
-        self.strategy = AgentsService(model.agents, sources, self.store, messenger, clock, state, org, audit=self.audit)
+        context = Context(store=self.store, clock=clock, area=model.market.area, audit=self.audit)
+        toolbox = Toolbox(context)  # of models: reading alone, there is no action in it
+        self.strategy = AgentsService(
+            model.agents, sources, self.store, messenger, clock, state, org, audit=self.audit,
+            reasoner=reasoner(model.agents.model, toolbox),
+        )  # fmt: skip
+        toolbox.consult = self.strategy.conversations.consult_tool
         self.planning = self._planning()
         self.coordination: CoordinationService | None = None
         self.services: tuple[Service, ...] = (
@@ -200,6 +215,8 @@ class Cloud:
         self.access = open_access(config, self.audit, clock)
         self.commands = Commands(state / "commands.sqlite", self.audit, clock, SystemClock())
         self.jobs = Jobs(state / "jobs", clock)
+        self.frequency = FrequencyLive()
+        self.observer = SiteObserver(messenger, clock, org, self.frequency, lambda: self.view.online)
         self.tools = Context(
             store=self.store,
             clock=clock,
@@ -214,6 +231,7 @@ class Cloud:
             self.ingest.register()
         self.ingest.on_columns(self.live.on_columns)
         self.ingest.on_record(self.view.alarms.on_record)
+        self.observer.register()
         for service in self.services:
             service.register()
         for service in self.services:
@@ -345,6 +363,13 @@ class Cloud:
 
     async def run(self, stop: asyncio.Event, ready: Path | None = None) -> None:
         """Work until ``stop`` is set; then settle, flush, report."""
+        if (url := self._config.model.observability.otlp) is not None:
+            with _tracing_to(url):
+                await self._work(stop, ready)
+        else:
+            await self._work(stop, ready)
+
+    async def _work(self, stop: asyncio.Event, ready: Path | None) -> None:
         self.audit.write(self._clock.utc_ns(), "cloud", "process.start", "done")
         await asyncio.to_thread(self.view.alarms.restore, self.store)
         http = _bound_socket(self._config.model.http.host, self._config.model.http.port)
@@ -355,6 +380,9 @@ class Cloud:
             serving = group.create_task(server.serve(sockets=[http]), name="http")
             running = [group.create_task(service.run(), name=type(service).__name__) for service in self.services]
             running.append(group.create_task(self.jobs.run(), name="jobs"))
+            running.append(group.create_task(self.observer.run(), name="observer"))
+            if (log_file := self._config.model.observability.emf) is not None:
+                running.append(group.create_task(self._tell_cloudwatch(log_file), name="figures"))
             running.append(group.create_task(self._taking(), name="ingest"))
             running.append(group.create_task(self._housekeeping(), name="housekeeping"))
             faces = [server, *(one for one in (self._mcp_server(), self._a2a_server()) if one is not None)]
@@ -387,6 +415,17 @@ class Cloud:
         self.audit.close()
         self.dead.close()
         self.store.close()
+
+    async def _tell_cloudwatch(self, path: Path) -> None:
+        """The figures of ``/metrics`` once a minute, for CloudWatch's agent."""
+        out = EmfLog(path, self._config.model.observability.namespace)
+        with self._clock.runner():
+            while True:
+                await self._clock.sleep_until_ns(self._clock.monotonic_ns() + 60 * NS_PER_S)
+                try:
+                    await asyncio.to_thread(out.write, metrics_text(self.view), self._clock.utc_ns())
+                except OSError as error:
+                    log.warning("%s: figures cannot be written: %s", path, error)
 
     async def _taking(self) -> None:
         """Telemetry: our own taking, or what the workers have stored."""
@@ -430,6 +469,9 @@ class Cloud:
             nominal_hz=model.grid.nominal_hz,
             oidc=None if oidc is None else Oidc(oidc, secret, f"{base}{PREFIX}/oidc/callback"),
             longest_s=round(model.access.longest_h * 3600),
+            frequency=self.frequency,
+            observer=self.observer,
+            lab=None if model.lab is None else LabClient(model.lab.port, model.lab.secret),
             facts=self._facts,
         )
 
@@ -572,6 +614,25 @@ def open_access(config: CloudConfig, audit: AuditLog, clock: Clock) -> Access:
 def _own_url(config: CloudConfig) -> str:
     http = config.model.http
     return f"{'http' if http.certificate is None else 'https'}://{http.host}:{http.port}"
+
+
+@contextlib.contextmanager
+def _tracing_to(url: str) -> Iterator[None]:
+    """Spans of this process go to a collector."""
+    try:
+        from wattmesh_cloud.traces import exporting_to
+
+        spans = exporting_to(url)
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("opentelemetry"):
+            raise
+        raise ConfigurationError("observability.otlp needs OpenTelemetry: pip install 'wattmesh[otel]'") from error
+    tracing.record_with(spans)
+    try:
+        yield
+    finally:
+        tracing.record_with(None)
+        spans.close()
 
 
 def _bound_socket(host: str, port: int, what: str = "API and console") -> socket.socket:

@@ -15,6 +15,7 @@ from wattmesh_cloud.access.config import AccessModel
 from wattmesh_cloud.agents.config import AgentsConfig
 from wattmesh_cloud.forecasting.config import ForecastingConfig
 from wattmesh_cloud.grid.config import GridConfig
+from wattmesh_cloud.lab import LabModel
 from wattmesh_cloud.market.config import MarketConfig, check_areas
 from wattmesh_cloud.planning.config import PlanningConfig
 
@@ -60,6 +61,16 @@ class A2aModel(StrictModel):
     """Receivers of push notifications of our own (``http://10.0.0.7:8000``); all others are public addresses by HTTPS."""
 
 
+class ObservabilityModel(StrictModel):
+    """Where figures and traces go, beside ``/metrics``."""
+
+    emf: Path | None = None
+    """Figures for CloudWatch's agent, a line a minute and set of labels, in its embedded metric format."""
+    namespace: str = Field(default="WattMesh", pattern=r"^[A-Za-z0-9._/-]{1,128}$")
+    otlp: str | None = Field(default=None, pattern=r"^(https://|http://(127\.0\.0\.1|localhost)[:/])")
+    """An OpenTelemetry collector (``http://127.0.0.1:4318/v1/traces``); beyond this machine by https."""
+
+
 class IngestModel(StrictModel):
     """Who takes the telemetry."""
 
@@ -82,7 +93,9 @@ class CloudModel(StrictModel):
     crl: Path | None = None
     http: HttpModel = HttpModel()
     ingest: IngestModel = IngestModel()
+    observability: ObservabilityModel = ObservabilityModel()
     access: AccessModel = AccessModel()
+    lab: LabModel | None = None
     tools: ToolsModel | None = None
     a2a: A2aModel | None = None
     history: Path | None = None
@@ -134,7 +147,10 @@ def load_cloud(path: Path) -> CloudConfig:
         for name in ("ca", "certificate", "key", "crl")
         if (given := getattr(model, name)) is not None
     }
+    files["observability"] = _placed(base, model.observability, "emf")
     files["http"] = _placed(base, model.http, "certificate", "key")
+    if model.lab is not None:
+        files["lab"] = _placed(base, model.lab, "secret")
     if model.access.oidc is not None:
         oidc = _placed(base, model.access.oidc, "client_secret")
         files["access"] = model.access.model_copy(update={"oidc": oidc})

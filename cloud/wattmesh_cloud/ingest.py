@@ -15,6 +15,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
+from wattmesh_a2a import tracing
 from wattmesh_a2a.alarms import Alarm
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.codec import message_to_json, parse_record
@@ -39,6 +40,7 @@ _ACK_VALID_S = 3600
 _REPLAY_AT_ONCE = 100
 _RECALLS_AT_ONCE = 20
 _FOLLOW_AT_ONCE = 500
+_TRACED_AT_ONCE = 5
 
 ColumnHandler = Callable[[Samples], None]
 RecordHandler = Callable[[str, Message], None]
@@ -254,6 +256,7 @@ class Ingest:
             self._refuse(group, frames[0], f"cannot be stored: {error}")
             group.frames, group.rows = [], []
             await self._stored(group)
+        self._trace(group)
         self.counts["batches"] += sum(group.new)
         self.counts["duplicates"] += len(group.new) - sum(group.new)
         for (_, batch, messages), first in zip(group.frames, group.new, strict=True):
@@ -264,6 +267,19 @@ class Ingest:
             self._due[site, stream].append(sequence)
         self._acknowledge()
         return not group.dead
+
+    def _trace(self, group: _Group) -> None:
+        """A few of a group's new batches as spans, each in the trace that its key names; for whoever records."""
+        for (_, batch, _), first in list(zip(group.frames, group.new, strict=True))[:_TRACED_AT_ONCE]:
+            if first:
+                late = self._clock.utc_ns() - batch.span()[1] if isinstance(batch, Samples) else 0
+                with (
+                    tracing.within(tracing.of_batch(batch.site_id, batch.stream, batch.sequence)),
+                    tracing.span(
+                        "telemetry.stored", site=batch.site_id, sequence=batch.sequence, age_s=late / NS_PER_S
+                    ),
+                ):
+                    pass
 
     def _prepared(self, frames: list[_Frame]) -> _Group:
         """Everything decoded and checked, on a thread."""

@@ -34,6 +34,7 @@ from wattmesh_edge.control import ControlCycle
 from wattmesh_edge.dealings import Dealings
 from wattmesh_edge.devices import SiteDevices
 from wattmesh_edge.disk import DiskWork
+from wattmesh_edge.flash import FlashWrites
 from wattmesh_edge.frequency import FrequencyWatch
 from wattmesh_edge.history import History
 from wattmesh_edge.image import ImageMaker, SiteImage
@@ -42,6 +43,7 @@ from wattmesh_edge.local import LocalServer
 from wattmesh_edge.maintenance import Maintenance
 from wattmesh_edge.memory import Memory
 from wattmesh_edge.metering import Metering
+from wattmesh_edge.observed import Observed
 from wattmesh_edge.outbox import Outbox
 from wattmesh_edge.panel import Panel
 from wattmesh_edge.planned import PlanInbox
@@ -162,7 +164,13 @@ class Gateway:
         )
         Operator(self.instructions, self.control, self.messenger, self._memory, clock).register()
         self.messenger.on_request(ConfigurationChange, self._on_configuration)
-        self._maintenance = Maintenance(self.site_id, self.drivers, self._maker, parts.planes(site), self._db)
+        Observed(
+            self.site_id, self.drivers, lambda: self.frequency.reflex, site.state / "events", self.messenger, self._spawn,
+            flash=lambda device: FlashWrites(self._db, device), utc_ns=clock.utc_ns,
+        ).register()  # fmt: skip
+        self._maintenance = Maintenance(
+            self.site_id, self.drivers, self._maker, parts.planes(site), self._db, parts.guaranteed_cycles(site)
+        )
         self.reporter = Reporter(
             site, self.control, self.outbox, self.messenger, self.frequency, self._db,
             counts=self.counts, clock=clock, plan_source=self._plan_source, flexible=self._flexible.needs(),
@@ -261,7 +269,7 @@ class Gateway:
             except sqlite3.Error as error:
                 self.counts["outbox_failures"] += 1
                 log.debug("the outbox cannot be read now: %s", error)
-            await asyncio.sleep(0.1)
+            await self.uplink.rest()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

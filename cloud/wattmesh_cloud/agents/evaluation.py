@@ -6,9 +6,6 @@ of the guard that has to stop each. The same cases run on the policy, on a scrip
 
 from __future__ import annotations
 
-import dataclasses
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +21,7 @@ from wattmesh_cloud.agents.definition import AgentDefinition
 from wattmesh_cloud.agents.guards import Guards, Origin
 from wattmesh_cloud.agents.proposals import Proposal, dump
 from wattmesh_cloud.agents.roster import ROSTER
-from wattmesh_cloud.agents.situations import Situation
+from wattmesh_cloud.agents.situations import Situation, restored
 
 _TOKENS = 20_000
 
@@ -79,7 +76,7 @@ def load(agents: Sequence[str] | None = None) -> list[Case]:
         for row in document["cases"]:
             values = {**document["base"], **row.get("situation", {})}
             try:
-                situation = _made(agent.situation, values)
+                situation = restored(agent.situation, values)
             except (TypeError, KeyError, ValueError) as error:
                 raise ConfigurationError(f"{name}: case {row.get('name')!r}: {error}") from error
             found.append(
@@ -196,35 +193,3 @@ def _short(proposals: Sequence[Proposal]) -> str:
         ]
         parts.append(f"{one.kind}({', '.join(values)})")
     return ", ".join(parts) or "nothing"
-
-
-# -- situations out of YAML
-
-
-def _made(kind: Any, value: Any) -> Any:
-    """A value of a type: dataclasses of objects, tuples of lists, and the short forms of long rows.
-
-    ``{repeat: [[count, value], …]}`` is a row of so many of each.
-    """
-    origin = typing.get_origin(kind)
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        unknown = set(value) - set(hints)
-        if unknown:
-            raise ValueError(f"no field {', '.join(sorted(unknown))}")
-        return kind(**{name: _made(hints[name], one) for name, one in value.items()})  # type: ignore[operator]
-    if origin is tuple:
-        item, *others = typing.get_args(kind)
-        if isinstance(value, Mapping):
-            value = [one for count, one in value["repeat"] for _ in range(count)]
-        kinds = [item] * len(value) if others in ([Ellipsis], []) else [item, *others]
-        return tuple(_made(each, one) for each, one in zip(kinds, value, strict=True))
-    if origin is not None and isinstance(value, Mapping):
-        return {key: _made(typing.get_args(kind)[1], one) for key, one in value.items()}
-    if origin in (typing.Union, types.UnionType) and value is not None:
-        return _made(next(one for one in typing.get_args(kind) if one is not types.NoneType), value)
-    if kind is float and isinstance(value, int):
-        return float(value)
-    if value is not None and kind in (int, float, str, bool) and not isinstance(value, kind):
-        raise ValueError(f"{value!r} is no {kind.__name__}")
-    return value

@@ -52,7 +52,7 @@ class Toolbox:
     """
 
     def __init__(self, context: Context, consult: Consult | None = None) -> None:
-        self._context, self._consult = context, consult
+        self._context, self.consult = context, consult
 
     def offered(self, task: Task) -> list[Specification]:
         """What an agent may use for a task; an operator's question brings no proposals."""
@@ -65,7 +65,7 @@ class Toolbox:
             proposal = {"type": "object", "properties": {"proposal": schema(task.agent.may)}, "required": ["proposal"]}
             text = "Propose one thing. Guards decide whether it has an effect. Again for another."
             found.append(Specification(name=PROPOSE, description=text, schema=proposal))
-        if task.agent.consults and self._consult is not None:
+        if task.agent.consults and self.consult is not None:
             found.append(Specification(name=CONSULT, description="Ask another agent.", schema=_consult_schema(task)))
         return found
 
@@ -105,9 +105,9 @@ class Toolbox:
 
     async def _consulted(self, task: Task, used: Used, arguments: Mapping[str, Any]) -> str:
         agent, about, question = (str(arguments.get(name, ""))[:400] for name in ("agent", "subject", "question"))
-        if self._consult is None or agent not in task.agent.consults:
+        if self.consult is None or agent not in task.agent.consults:
             raise UnauthorisedError(f"{task.agent.name} may not ask {agent[:64]!r}")
-        advice = await self._consult(agent, about, question, task)
+        advice = await self.consult(agent, about, question, task)
         used.cited += [str(one) for one in advice.get("citations", ())]
         return _quoted(advice)
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from wattmesh_a2a import tracing
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.codec import message_from_json, message_to_bytes
 from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, MARKET_AGENT, Address, Envelope
@@ -61,6 +62,9 @@ _LOOK_BACK_NS = 14 * 86_400 * NS_PER_S
 _STORE_AGAIN_NS = 86_400 * NS_PER_S
 _SNAPSHOT_ENTRIES = 50_000
 _SITES_NS = 60 * NS_PER_S
+_MOST_TRACES = 8
+"""Of orders that one booking is linked with."""
+_MOST_TRACED = 10_000
 _DAY_NS = 86_400 * NS_PER_S
 _MOST_REFUSED = 100
 _MOST_TASKS = 5000
@@ -138,6 +142,7 @@ class MarketService:
         self._gateways: dict[str, Address] = {}
         self._executed: list[tuple[str, Trade]] = []
         self._telling = False
+        self._traces: dict[tuple[str, int], tuple[str, ...]] = {}
         self._shown: dict[int, ProductData] = {}
         self._busy_until: dict[str, int] = {}
         self._unread: Counter[tuple[str, str]] = Counter()
@@ -200,8 +205,11 @@ class MarketService:
 
     async def _commit_message(self, what: str, message: Message, now: int) -> list[OrderResult]:
         body = b'{"what":"%s","now":%d,"batch":%s}' % (what.encode(), now, message_to_bytes(message))
-        await self._journal.append_body(body)
-        results = self._replica.apply_message(message, now)
+        with tracing.span("market.journal", area=self.config.area):
+            await self._journal.append_body(body)
+        with tracing.span("market.apply", area=self.config.area):
+            results = self._replica.apply_message(message, now)
+        self._note_trace(message)
         if self._executed and not self._telling:
             self._telling = True  # once for all that a group of the journal brings
             asyncio.get_running_loop().call_soon(self._tell_executions)
@@ -478,15 +486,29 @@ class MarketService:
         before = slot.settlements.get(name) if slot is not None else None
         if before is not None and (not before.substituted or metered is None):
             return
-        await self._commit(
-            {
-                "what": "settle",
-                "slot": slot_ns,
-                "participant": name,
-                "metered": metered,
-                "substituted": metered is None,
-            }
-        )
+        with tracing.span(
+            "ledger.book", links=self._traces.get((name, slot_ns), ()), participant=name, slot_ns=slot_ns
+        ):
+            await self._commit(
+                {
+                    "what": "settle",
+                    "slot": slot_ns,
+                    "participant": name,
+                    "metered": metered,
+                    "substituted": metered is None,
+                }
+            )
+
+    def _note_trace(self, message: Message) -> None:
+        """Which traces a booking will belong to: those of the orders of its participant and slot, the newest few."""
+        trace = tracing.current()
+        slot = getattr(message, "slot_start_ns", None)
+        if trace is None or slot is None or not isinstance(message, OrderBatch | OrderPlace):
+            return
+        known = self._traces.get((message.participant_id, slot), ())
+        self._traces[message.participant_id, slot] = (*known, trace)[-_MOST_TRACES:]
+        while len(self._traces) > _MOST_TRACED:
+            del self._traces[next(iter(self._traces))]
 
     async def settle_flexibility(
         self, event_id: str, participant: str, delivered_wh: int, price_ticks: int, slot_ns: int | None = None

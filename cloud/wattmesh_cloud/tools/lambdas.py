@@ -12,6 +12,7 @@ import base64
 import json
 import logging
 import os
+import sys
 import uuid
 from collections import defaultdict
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ from wattmesh_a2a.signing import KeyRing
 from wattmesh_a2a.topics import MAX_PAYLOAD_BYTES, Topics
 
 from wattmesh_cloud.audit import AuditLog
+from wattmesh_cloud.emf import emf_line
 from wattmesh_cloud.frames import Samples, decode_frame
 from wattmesh_cloud.ingest import IngestLimits, items_of
 from wattmesh_cloud.store.base import Derived, FrameRow, Item, JsonValue, Store, Table
@@ -198,11 +200,24 @@ def telemetry(event: Mapping[str, Any], runtime: object) -> dict[str, Any]:
         except (WattmeshError, ValueError) as error:
             log.warning("%s", json.dumps({"not_stored": str(error)[:300], "message": name}))
             failures.append(name)
+    fresh = [row[5] for _, row, _ in frames if done.get((row[0], row[1]), {}).get(row[2])]
+    _figures(
+        wattmesh_ingest_batches_total=len(fresh),
+        wattmesh_ingest_records_total=sum(fresh),
+        wattmesh_ingest_duplicates_total=len(frames) - len(fresh),
+        wattmesh_ingest_invalid_total=len(event["Records"]) - len(frames),
+    )
     every = int(os.environ.get("WATTMESH_ACK_EVERY", "1"))
     for (site, stream), taken in done.items():
         for sequences in _due(store, site, stream, taken, every):
             _acknowledge(site, stream, sequences, now_ns)
     return {"batchItemFailures": [{"itemIdentifier": name} for name in failures]}
+
+
+def _figures(**values: float) -> None:
+    """Into the log as CloudWatch makes metrics of it, under the names that ``/metrics`` has."""
+    if (namespace := os.environ.get("WATTMESH_METRICS")) is not None:
+        sys.stdout.write(emf_line(namespace, SystemClock().utc_ns(), (), values) + "\n")
 
 
 def lake(event: object, runtime: object) -> dict[str, Any]:
