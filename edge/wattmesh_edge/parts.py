@@ -86,6 +86,7 @@ def make_messenger(site: Site, transport: MqttTransport, clock: Clock) -> Delive
         keys=make_keys(site),
         store=SqliteDedupe(site.state / "answers.sqlite"),
         dead=DeadLetters(site.state / "dead.sqlite"),
+        figures=True,
         peer_requests_per_s=PEER_REQUESTS_PER_S,
     )
 
@@ -197,6 +198,11 @@ def planes(site: Site) -> dict[str, Plane]:
         for device in site.model.devices
         if device.plane is not None
     }
+
+
+def guaranteed_cycles(site: Site) -> dict[str, float]:
+    """Full cycles of each battery's guarantee, as far as the site file says it."""
+    return {one.id: one.guaranteed_cycles for one in site.model.devices if one.guaranteed_cycles is not None}
 
 
 def storage_of(batteries: Mapping[str, BatteryLimits]) -> Storage:
