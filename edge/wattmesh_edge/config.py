@@ -59,6 +59,9 @@ class DeviceModel(StrictModel):
     )
     idle_below_w: float = Field(default=0, ge=0, description="it cannot hold less than this but 0")
     plane: PlaneModel | None = Field(default=None, description="of an inverter's modules, for early warning")
+    guaranteed_cycles: float | None = Field(
+        default=None, gt=0, description="full cycles that a battery is guaranteed for; most of them made is told"
+    )
     health_percent: float = Field(
         default=100, gt=0, le=100, description="of the rated energy that a battery still holds"
     )

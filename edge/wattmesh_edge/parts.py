@@ -201,6 +201,11 @@ def planes(site: Site) -> dict[str, Plane]:
     }
 
 
+def guaranteed_cycles(site: Site) -> dict[str, float]:
+    """Full cycles of each battery's guarantee, as far as the site file says it."""
+    return {one.id: one.guaranteed_cycles for one in site.model.devices if one.guaranteed_cycles is not None}
+
+
 def storage_of(batteries: Mapping[str, BatteryLimits]) -> Storage:
     """All batteries taken as one, as the plan sees them."""
     energy = sum(limits.rated_energy_wh * limits.max_soc_percent / 100 for limits in batteries.values())
