@@ -4,8 +4,8 @@ usage: benchmarks/demand_response.py [--json] [--seeds 101,102,103] [--sites 20]
 
 Each fleet is drawn by its seed: recorded homes (CityLearn 2022, five homes, moved by whole weeks and with their own swings inside
 the hour), six of ten with a battery, four of ten with an electric car that has to be full at seven, flat tariff. It is played
-twice from the same start, minute by minute from 16 to 22 o'clock: with the cloud's grid agent calling an event at each day's expected peak of the last
-weeks, and with the same agent switched off. The second run is the truth: what would have happened.
+twice from the same start, minute by minute from 16 to 22 o'clock: with the cloud's grid agent calling an event at each day's
+expected peak of the last weeks, and with the same agent switched off. The second run is the truth: what would have happened.
 
 - event peak: highest quarter hour of the fleet inside the event's window, against the same window of the truth; mean over events.
 - delivered: baseline less meter over what was dispatched, for the whole fleet, each event; share of events within ±10 %.

@@ -116,7 +116,9 @@ class SimulatedSite:
         self.outlook = Outlook(
             tariff=setup.tariff,
             storage=Storage(
-                energy_wh=max(setup.battery_wh, 1.0), power_w=setup.battery_w if setup.battery_wh else 0.0, reserve_wh=reserve
+                energy_wh=max(setup.battery_wh, 1.0),
+                power_w=setup.battery_w if setup.battery_wh else 0.0,
+                reserve_wh=reserve,
             ),
             trade=setup.trade,
             capacity_wh={BATTERY: setup.battery_wh} if setup.battery_wh else {},

@@ -28,7 +28,8 @@ def full_power_flow(lines, active, reactive, nominal_v):
     voltage = dict.fromkeys([SOURCE, *(line.end for line in lines)], complex(nominal_v / math.sqrt(3)))
     for _ in range(60):
         current = {
-            node: (complex(active.get(node, 0), reactive.get(node, 0)) / 3 / voltage[node]).conjugate() for node in voltage
+            node: (complex(active.get(node, 0), reactive.get(node, 0)) / 3 / voltage[node]).conjugate()
+            for node in voltage
         }
         for line in reversed(lines):
             current[line.start] += current[line.end]
@@ -103,7 +104,9 @@ def monitor(measured=None, forecasts=None, **changes):
 
 
 def taken(watts, *, time_ns=10**12, voltage=None):
-    return SiteMeasurement(time_ns=time_ns, grid_w=watts, load_w=watts + 500, pv_w=-500.0, battery_w=0.0, voltage_v=voltage)
+    return SiteMeasurement(
+        time_ns=time_ns, grid_w=watts, load_w=watts + 500, pv_w=-500.0, battery_w=0.0, voltage_v=voltage
+    )
 
 
 def test_balance_counts_only_what_is_known_and_fresh():

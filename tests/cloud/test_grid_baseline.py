@@ -75,7 +75,9 @@ def test_the_adjustment_is_capped_and_does_not_look_at_the_hour_before_the_event
     assert high_of_days(readings, FRIDAY, FRIDAY + HOUR, UTC).adjustment_w == 0.4 * 5000
     readings = flat(WORKING, lambda back: 1000.0) | flat([0], lambda back: 100.0, around=range(-16, -4))
     assert high_of_days(readings, FRIDAY, FRIDAY + HOUR, UTC).adjustment_w == -0.4 * 1000
-    gamed = readings | flat([0], lambda back: 1000.0, around=range(-16, -4)) | flat([0], lambda b: 9e4, around=range(-4, 0))
+    gamed = (
+        readings | flat([0], lambda back: 1000.0, around=range(-16, -4)) | flat([0], lambda b: 9e4, around=range(-4, 0))
+    )
     assert high_of_days(gamed, FRIDAY, FRIDAY + HOUR, UTC).adjustment_w == 0.0
 
 

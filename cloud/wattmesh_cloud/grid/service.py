@@ -79,7 +79,7 @@ class GridService:
         self._store = store
         self._messenger = messenger
         self._clock = clock
-        self._forecasts = forecasts
+        self.forecasts = self._forecasts = forecasts
         self.address = Address(org, CLOUD_UNIT, GRID_AGENT)
         self.status = GridStatus.NORMAL
         self.status_reason = ""
