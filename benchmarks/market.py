@@ -12,12 +12,14 @@ payload bytes → envelope → validation → risk → book → journal with fda
 
 import argparse
 import asyncio
+import ctypes
 import gc
 import heapq
 import json
 import logging
 import math
 import multiprocessing
+import os
 import random
 import socket
 import sys
@@ -43,7 +45,6 @@ from wattmesh_cloud.cli import GC_THRESHOLD
 from wattmesh_cloud.market.book import Book
 from wattmesh_cloud.market.config import MarketConfig
 from wattmesh_cloud.market.engine import MarketEngine
-from wattmesh_cloud.market.mechanism import UniformPriceCallAuction
 from wattmesh_cloud.market.service import MarketService
 from wattmesh_cloud.store.sqlite import SqliteStore
 
@@ -575,21 +576,37 @@ def auction() -> Iterator[Row]:
         trades=trades,
         median=round(sorted(spent)[3], 3),
     )
-    orders = [
-        Order(
-            client_order_id=f"o{i:06}", participant_id=f"p{owner % 500 * 2 + side}", area_id="bench", slot_start_ns=0,
-            side=Side.SELL if side else Side.BUY, price_ticks=price, quantity_wh=quantity,
-        )
-        for i, (owner, side, price, quantity) in enumerate(rows)
-    ]  # fmt: skip
-    for count in (4_000, ORDERS):
-        spent = []
-        for _ in range(3):
-            gc.collect()
-            began = time.perf_counter()
-            UniformPriceCallAuction().clear("bench", 0, orders[:count])
-            spent.append((time.perf_counter() - began) * 1000)
-        yield row(f"auction.{count}_order_objects_to_trade_objects", min(spent), "ms")
+    yield from closures(rows)
+
+
+def closures(rows: list[tuple[int, int, int, int]]) -> Iterator[Row]:
+    """The gate of a product closes in an engine: the auction in its book alone, and all with trades, ledger and commitments."""
+    alone, whole, trades = [], [], 0
+    for _ in range(3):
+        engine, slot = MarketEngine(area(1000, "call")), 2_000_000 * SLOT
+        for i, (owner, side, price, quantity) in enumerate(rows):
+            order = Order(
+                client_order_id=f"o{i:06}", participant_id=f"p{owner // 2 * 2 + side}", area_id="bench", slot_start_ns=slot,
+                side=Side.SELL if side else Side.BUY, price_ticks=price, quantity_wh=quantity,
+            )  # fmt: skip
+            found = engine.place(order.participant_id, (order,), slot - 3600 * NS + i * 1000)
+            assert found[0].status is OrderStatus.ACCEPTED, found
+        state = engine.slots[slot].book.dump()
+        copy = Book(-100_000, 100_000, matching=False)
+        copy.restore(state)
+        gc.collect()
+        began = time.perf_counter()
+        copy.uncross()
+        copy.fills()
+        alone.append((time.perf_counter() - began) * 1000)
+        gc.collect()
+        began = time.perf_counter()
+        engine.clear(slot)
+        whole.append((time.perf_counter() - began) * 1000)
+        trades = len(engine.slots[slot].trades)
+        assert engine.ledger.total() == 0
+    yield row("auction.100k_resting_orders_of_an_engine", min(alone), "ms", 50.0, trades=trades)
+    yield row("auction.gate_closure_of_an_engine_with_100k_orders", min(whole), "ms", trades=trades)
 
 
 def settlement() -> Iterator[Row]:
@@ -623,7 +640,44 @@ def settlement() -> Iterator[Row]:
     )  # fmt: skip
 
 
-PARTS = {"book": book, "path": path, "mqtt": mqtt, "auction": auction, "settlement": settlement}
+def resident_mb() -> float:
+    """What the process holds now, after giving back what it can."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def year() -> Iterator[Row]:
+    """A year of slots with 20 participants, archived daily as the service does: memory after 60 days and after 365."""
+    people, day = 20, 86_400 * NS
+    engine, rng, start = MarketEngine(area(people, "call")), random.Random(6), 19_676 * 86_400 * NS
+    held: dict[int, float] = {}
+    for number in range(365):
+        for slot in range(start + number * day, start + (number + 1) * day, SLOT):
+            for i in range(people):
+                order = Order(
+                    client_order_id=f"o{slot // NS}-{i}", participant_id=f"p{i}", area_id="bench", slot_start_ns=slot,
+                    side=Side.SELL if i % 2 else Side.BUY, quantity_wh=rng.randrange(1, 500), price_ticks=rng.randrange(1000, 3000),
+                )  # fmt: skip
+                engine.place(order.participant_id, (order,), slot - 3600 * NS)
+            engine.clear(slot)
+            for i in range(people):
+                engine.settle(slot, f"p{i}", rng.randrange(-500, 500))
+        engine.archive(start + (number - 31) * day)
+        if number + 1 in (60, 365):
+            held[number + 1] = resident_mb()
+    more = {
+        "slots_held": len(engine.slots),
+        "slots_in_sums": engine.sums.slots_settled,
+        "trades": engine.sums.trades + len(engine.trades),
+        "ledger_sum": engine.ledger.total(),
+    }
+    yield row("year.resident_after_60_days", held[60], "MB")
+    yield row("year.resident_after_365_days", held[365], "MB", **more)
+    yield row("year.growth_from_day_60_to_365", held[365] - held[60], "MB", 10.0)
+
+
+PARTS = {"book": book, "path": path, "mqtt": mqtt, "auction": auction, "settlement": settlement, "year": year}
 
 
 def main() -> None:

@@ -94,7 +94,11 @@ class AgentRegistry:
             self._agents.pop(address, None)
             self._agents[address] = parse_card(address, card, now)
         elif address in self._agents:
-            self._agents[address] = replace(self._agents[address], online=False, last_seen_ns=now)
+            session = self._agents[address].session
+            for other, one in self._agents.items():
+                # Agents of one process share its session, and the broker tells the will of one of them alone.
+                if other == address or (session and one.session == session):
+                    self._agents[other] = replace(one, online=False, last_seen_ns=now)
         while len(self._agents) > _AGENTS_AT_MOST:
             gone = next((one for one, entry in self._agents.items() if not entry.online), next(iter(self._agents)))
             del self._agents[gone]

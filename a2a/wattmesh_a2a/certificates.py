@@ -74,6 +74,9 @@ class CertificateKeys:
         self._identities = _identities(own)
         der = base64.b64encode(own.public_bytes(serialization.Encoding.DER)).decode()
         self._header = _encoded(json.dumps({"alg": "ES256", "x5c": [der]}, separators=(",", ":")).encode())
+        kid = format(own.serial_number, "x")
+        card_header = json.dumps({"alg": "ES256", "typ": "JOSE", "kid": kid, "x5c": [der]}, separators=(",", ":"))
+        self._card_header = _encoded(card_header.encode())
         self._known: OrderedDict[str, _Signatory] = OrderedDict()
         self._crl, self._crl_state, self._crl_looked = crl, (0, 0), -1e9
         self._revoked: frozenset[int] = frozenset()
@@ -85,6 +88,14 @@ class CertificateKeys:
             return None
         r, s = decode_dss_signature(self._key.sign(_input(self._header, content), _ES256))
         return f"{self._header}..{_encoded(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"
+
+    def jws(self, content: bytes) -> tuple[str, str]:
+        """Protected header and signature of a detached JWS over anything, as agent cards have it (A2A 1.0, 8.4).
+
+        It is no signature of a message: its header says ``typ`` and ``kid``, which :meth:`verify` takes for none.
+        """
+        r, s = decode_dss_signature(self._key.sign(_input(self._card_header, content), _ES256))
+        return self._card_header, _encoded(r.to_bytes(32, "big") + s.to_bytes(32, "big"))
 
     def verify(self, source: Address, destination: Address, content: bytes, signature: str) -> bool:
         """See :class:`wattmesh_a2a.signing.Signer`."""

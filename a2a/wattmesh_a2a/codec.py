@@ -10,7 +10,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import from_json
+from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from wattmesh_a2a.envelope import Address, Envelope, TaskState
 from wattmesh_a2a.errors import InvalidMessageError
@@ -167,10 +167,19 @@ def encode_fields(fields: dict[str, Any], signature: str | None = None) -> bytes
     """The payload of :func:`to_fields`, with its signature."""
     if signature is not None:
         fields["signature"] = signature
-    payload = _dump(fields).encode()
+    payload = _written(fields)
     if len(payload) > MAX_MESSAGE_BYTES:
         raise InvalidMessageError(f"{fields['type']} of {len(payload)} bytes is over {MAX_MESSAGE_BYTES}")
     return payload
+
+
+def _written(fields: dict[str, Any]) -> bytes:
+    """JSON text, by the quick writer unless it may have met a number that is none: the strict one then refuses it."""
+    try:
+        payload = to_json(fields, inf_nan_mode="constants")
+    except PydanticSerializationError:
+        return _dump(fields).encode()
+    return _dump(fields).encode() if b"NaN" in payload or b"Infinity" in payload else payload
 
 
 def decode_fields(payload: bytes) -> dict[str, Any]:
@@ -227,20 +236,20 @@ def _object(payload: bytes) -> dict[str, Any]:
 def _check_numbers(value: Any) -> None:
     """Refuse numbers that no store takes: whole ones beyond 64 bits, and what overflowed to infinity."""
     kind = type(value)
-    if kind is int:
-        if not -_MAX_NS <= value <= _MAX_NS:
-            raise ValueError("a number is too large")
-    elif kind is float:
-        if not -_MAX_FLOAT <= value <= _MAX_FLOAT:
-            raise ValueError("a number is too large")
-    elif kind is dict:
-        for one in value.values():
-            if type(one) is not str:
-                _check_numbers(one)
-    elif kind is list:
-        for one in value:
-            if type(one) is not str:
-                _check_numbers(one)
+    if kind is dict:
+        value = value.values()
+    elif kind is not list:
+        value = (value,)
+    for one in value:
+        kind = type(one)
+        if kind is int:
+            if not -_MAX_NS <= one <= _MAX_NS:
+                raise ValueError("a number is too large")
+        elif kind is float:
+            if not -_MAX_FLOAT <= one <= _MAX_FLOAT:
+                raise ValueError("a number is too large")
+        elif kind is dict or kind is list:
+            _check_numbers(one)
 
 
 def _text(fields: dict[str, Any], key: str) -> str:

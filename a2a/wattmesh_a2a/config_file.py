@@ -52,7 +52,8 @@ def load_yaml_model(path: Path, model: type[ModelT]) -> ModelT:
     except ValidationError as error:
         lines = [
             f"{path}:{_line_told(text, node, detail)}: {_name(detail['loc'])}: {_explain(detail, model)}"
-            for detail in error.errors()
+            # What is misspelt before what is missing: the one is usually the cause of the other.
+            for detail in sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         ]
         raise ConfigurationError("\n".join(lines)) from error
 

@@ -9,7 +9,7 @@ import logging
 import random
 import uuid
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -46,6 +46,7 @@ from wattmesh_a2a.messenger import (
 )
 from wattmesh_a2a.outgoing import OutgoingStore, Pending
 from wattmesh_a2a.parts import Assembler, split
+from wattmesh_a2a.plain import PlainClient, PlainDesk, PlainHandler
 from wattmesh_a2a.signing import Signer
 from wattmesh_a2a.stats import Stats
 from wattmesh_a2a.topics import Topics
@@ -54,6 +55,9 @@ from wattmesh_a2a.transports.base import Inbound, Transport
 log = logging.getLogger(__name__)
 
 PresenceHandler = Callable[[Address, Mapping[str, object] | None], None]
+
+RefusalHandler = Callable[[Address, str, Fate], None]
+"""Gets who it says it is from (unproven where the fate is ``unsigned`` or ``foreign``), the message's type, and why."""
 
 RETRY_PAUSES_S = (1.0, 2.0, 4.0, 8.0)
 """Real seconds between repetitions, ±20 %; the last one repeats (A2A over MQTT profile: 1, 2, 4 s)."""
@@ -65,6 +69,8 @@ _HANDLERS_AT_ONCE = 64
 _HELD_AT_MOST = 256
 _PEERS_AT_MOST = 5000
 _FORGET_EVERY = 500
+_PLAIN_EXPIRY_S = 15
+"""Of a plain request on its way: what its sender no longer waits for must not arrive."""
 _SIGNED = tuple(SIGNED_TYPES)
 
 
@@ -173,7 +179,9 @@ class Delivery:
         self._event_handlers: list[tuple[str, str, EventHandler, bool, GapHandler | None]] = []
         self._presence_handlers: list[PresenceHandler] = []
         self._telemetry_handler: TelemetryHandler | None = None
+        self._telemetry_group: str | None = None
         self._outcome_handler: OutcomeHandler | None = None
+        self._refusal_handlers: dict[Address, RefusalHandler] = {}
         self._waiting: dict[str, _Waiting] = {}
         self._under_way: dict[str, _UnderWay] = {}
         self._held = 0
@@ -183,9 +191,11 @@ class Delivery:
         self._lanes: Lanes | None = None
         self._parts = Assembler()
         self._tracks = EventTracks()
+        self._desk = PlainDesk(self, clock)
+        self._plain = PlainClient(self._send_plain)
         self._stored = 0
         self._said: set[str] = set()
-        self._card: bytes | None = None
+        self._cards: dict[Address, bytes] = {}
         self._online: dict[Address, str] = {}
         self._stopped = False
         for served in self._served:
@@ -214,7 +224,8 @@ class Delivery:
         else:  # our own, to repair a late will of an earlier session
             await self._subscribe(topics.discovery(self.address), self._on_card)
         if self._telemetry_handler is not None:
-            await self._subscribe(f"{topics.telemetry_prefix}/telemetry/{org}/+/+", self._on_telemetry_message)
+            shared = "" if self._telemetry_group is None else f"$share/{self._telemetry_group}/"
+            await self._subscribe(f"{shared}{topics.telemetry_prefix}/telemetry/{org}/+/+", self._on_telemetry_message)
         await self._transport.start()
         if self._outgoing is not None:
             for pending in self._outgoing.pending():
@@ -243,12 +254,14 @@ class Delivery:
         self._stopped = True
         for waiting in self._waiting.values():
             waiting.wake()
+        self._desk.stop()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._transport.connected and self._card is not None:
+        if self._transport.connected:
             offline = json.dumps({"status": "offline", "session": self.session}).encode()
-            await self._try_publish(self._topics.discovery(self.address), offline, retain=True)
+            for served in self._cards:
+                await self._try_publish(self._topics.discovery(served), offline, retain=True)
         if self._lanes is not None:
             self._lanes.stop()
         await self._transport.stop()
@@ -256,8 +269,8 @@ class Delivery:
     def _on_connected(self) -> None:
         for waiting in self._waiting.values():
             waiting.wake()
-        if self._card is not None:
-            self._spawn(self._publish_card())
+        if self._cards:
+            self._spawn(self._publish_cards())
 
     def _spawn(self, work: Any) -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
@@ -398,6 +411,8 @@ class Delivery:
             )  # fmt: skip
 
     def _on_reply(self, inbound: Inbound, payload: bytes) -> None:
+        if self._plain.take(inbound.correlation_data, payload):
+            return
         judged = self._gate.reply(payload, self.address)
         head = judged.head
         if judged.fate is not None or head is None:
@@ -454,6 +469,15 @@ class Delivery:
             in_transaction=handler, latest_only=latest_only
         )
 
+    def on_refusal(self, handler: RefusalHandler, *, as_agent: Address | None = None) -> None:
+        """Be told of requests of known types that are refused before a handler sees them: malformed, late, unsigned, not theirs."""
+        self._refusal_handlers[as_agent or self.address] = handler
+
+    def _tell_refusal(self, served: Address, head: dict[str, Any], fate: Fate) -> None:
+        handler = self._refusal_handlers.get(served)
+        if handler is not None and (served, head["type"]) in self._handlers:
+            handler(head["source"], head["type"], fate)
+
     def serve_pool(self, pool: str, kind: type[Any], handler: RequestHandler) -> None:
         """Take requests of this type as one member of a pool of our unit; to be called before :meth:`start`."""
         if pool not in self._pools:
@@ -466,14 +490,13 @@ class Delivery:
             if inbound.response_topic is None:
                 self._drop(Fate.INVALID, "a request without a response topic", inbound, payload)
                 return
-            answering = self._answer_rpc if rpc.looks_like_rpc(payload) else self._answer
+            answering = self._answer_plain if rpc.looks_like_rpc(payload) else self._answer
             self._spawn(answering(served, inbound, payload, inbound.response_topic))
 
         return take
 
-    async def _answer_rpc(self, served: Address, inbound: Inbound, payload: bytes, response_topic: str) -> None:
+    async def _answer_plain(self, served: Address, inbound: Inbound, payload: bytes, response_topic: str) -> None:
         """Plain A2A of another make: the same steps, but never signed, and answered as an A2A task."""
-        rpc_id: object = None
         try:
             source = rpc.requester_of(response_topic, f"{self._topics.prefix}/reply")
         except InvalidMessageError as error:
@@ -482,51 +505,66 @@ class Delivery:
         if source.org != served.org:
             self._drop(Fate.FOREIGN, f"a request of {source}, of another organisation", inbound, payload)
             return
-        try:
-            rpc_id, method, params = rpc.parse_rpc(payload)
-            if not inbound.correlation_data:
-                raise rpc.protocol_error("correlation data is missing")
-            answer = await self._rpc_task(served, source, rpc_id, method, params)
-        except rpc.RpcError as error:
+        wrong = await self._desk.answer(served, source, payload, response_topic, inbound.correlation_data)
+        if wrong is not None:
             self.stats.count(Fate.INVALID, "a2a", str(source))
-            answer = rpc.failure(rpc_id, error)
-        await self._try_publish(response_topic, answer, correlation_data=inbound.correlation_data)
 
-    async def _rpc_task(
-        self, served: Address, source: Address, rpc_id: object, method: str, params: dict[str, Any]
-    ) -> bytes:
-        task = rpc.task_id_of(method, params)
+    async def take_plain(self, served: Address, source: Address, task: str, name: str, data: object) -> bytes:
+        """See :class:`wattmesh_a2a.plain.PlainHost`."""
         key = f"{source}:a2a-{task}"
-        stored = self._store.get(key)
-        if stored is not None:
-            self.stats.count(Fate.DUPLICATE, "a2a", str(source))
-            return rpc.result(rpc_id, task, params, codec.from_fields(codec.decode_fields(stored)))
-        if method == "GetTask":
-            raise rpc.no_such_task(task)
-        wanted = rpc.asked(params)
-        if wanted is None:
-            names = [name for one, name in self._handlers if one == served and name not in SIGNED_NAMES]
-            return rpc.text_result(rpc_id, task, served, names, self._clock.utc_ns())
-        fields = rpc.request_fields(source, served, task, *wanted, self._clock)
+        fields = rpc.request_fields(source, served, task, name, data, self._clock)
         judged = self._gate.request(
             codec.encode_fields(fields), served, f"{self._topics.prefix}/reply",
             self._topics.reply(source, "a2a"), self._clock.utc_ns(),
         )  # fmt: skip
         head = judged.head
-        if head is None or (judged.fate is None and key in self._under_way) or not self._within_pace(source):
+        if head is None or (judged.fate is None and key in self._under_way) or not self.within_pace(source):
             raise rpc.protocol_error("it is under way, or too many are" if head else judged.cause)
         if judged.fate is not None:
             payload = self._reply(served, head, judged.refusal(), TaskState.REJECTED)
             self.stats.count(judged.fate, head["type"], str(source))
-        else:
-            under_way = self._under_way[key] = _UnderWay()
-            try:
-                async with self._slots:
-                    fate, payload = await self._take_effect(served, key, judged, under_way)
-            finally:
-                del self._under_way[key]
-            self.stats.count(fate, head["type"], str(source))
-        return rpc.result(rpc_id, task, params, codec.from_fields(codec.decode_fields(payload)))
+            return payload
+        under_way = self._under_way[key] = _UnderWay()
+        try:
+            async with self._slots:
+                fate, payload = await self._take_effect(served, key, judged, under_way)
+        finally:
+            del self._under_way[key]
+        self.stats.count(fate, head["type"], str(source))
+        return payload
+
+    def takes(self, served: Address) -> list[str]:
+        """See :class:`wattmesh_a2a.plain.PlainHost`."""
+        return [name for one, name in self._handlers if one == served and name not in SIGNED_NAMES]
+
+    def stored_answer(self, key: str) -> bytes | None:
+        """See :class:`wattmesh_a2a.plain.PlainHost`."""
+        return self._store.get(key)
+
+    def keep_answer(self, key: str, payload: bytes, expires_ns: int) -> None:
+        """See :class:`wattmesh_a2a.plain.PlainHost`."""
+        self._keep(key, payload, expires_ns)
+
+    async def reply_plain(self, topic: str, payload: bytes, correlation: bytes | None) -> None:
+        """See :class:`wattmesh_a2a.plain.PlainHost`."""
+        await self._try_publish(topic, payload, correlation_data=correlation)
+
+    def on_plain(self, handler: PlainHandler, *, as_agent: Address | None = None) -> None:
+        """Have plain A2A messages that are not in our vocabulary handled; see :data:`wattmesh_a2a.plain.PlainHandler`."""
+        self._desk.on_plain(as_agent or self.address, handler)
+
+    def ask_plain(self, to: Address, method: str, params: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """Ask an agent by plain A2A; see :meth:`wattmesh_a2a.plain.PlainClient.ask`."""
+        return self._plain.ask(to, method, params)
+
+    async def _send_plain(self, to: Address, payload: bytes, correlation: bytes) -> None:
+        await self._try_publish(
+            self._topics.request(to),
+            payload,
+            expiry_s=_PLAIN_EXPIRY_S,
+            response_topic=self._topics.reply(self.address, self.session),
+            correlation_data=correlation,
+        )
 
     async def _answer(self, served: Address, inbound: Inbound, payload: bytes, response_topic: str) -> None:
         """Steps 2 to 12 of :mod:`wattmesh_a2a.fates`, in that order."""
@@ -540,6 +578,7 @@ class Delivery:
         if judged.fate is not None or head is None:
             self._drop(judged.fate or Fate.INVALID, judged.cause, inbound, payload)
             if head is not None:
+                self._tell_refusal(served, head, judged.fate or Fate.INVALID)
                 await send(self._reply(served, head, judged.refusal(), TaskState.REJECTED))
             return
         source, name, expires_ns = head["source"], head["type"], head["expires_ns"]
@@ -555,7 +594,7 @@ class Delivery:
             if under_way.held is not None:
                 await send(self._reply(served, head, Acknowledged(detail="held"), TaskState.SUBMITTED))
             return
-        if not self._within_pace(source):
+        if not self.within_pace(source):
             self.stats.count(Fate.BUSY, name, str(source))
             await send(self._reply(served, head, refusal(Fate.BUSY, "too many requests"), TaskState.REJECTED))
             return
@@ -573,7 +612,8 @@ class Delivery:
         self.stats.count(fate, name, str(source), asyncio.get_running_loop().time() - began)
         await send(answer)
 
-    def _within_pace(self, source: Address) -> bool:
+    def within_pace(self, source: Address) -> bool:
+        """See :class:`wattmesh_a2a.plain.PlainHost`."""
         if self._peer_rate is None:
             return True
         bucket = self._buckets.get(source)
@@ -633,6 +673,7 @@ class Delivery:
         if expires_ns <= self._clock.utc_ns():
             refused = refusal(Fate.EXPIRED, "came after its expiry")
             # Kept where it was signed: who is not known must not fill the disk with what is late.
+            self._tell_refusal(served, head, Fate.EXPIRED)
             return final(Fate.EXPIRED, refused, TaskState.REJECTED, keep=judged.signed)
         if handler is None:
             fate, cause = Fate.UNKNOWN, f"{served} takes no {head['type']}"
@@ -642,11 +683,15 @@ class Delivery:
         try:
             envelope: Envelope = judged.envelope()
         except InvalidMessageError as error:
+            self._tell_refusal(served, head, Fate.INVALID)
             return final(Fate.INVALID, refusal(Fate.INVALID, str(error)), TaskState.REJECTED, keep=False)
         stream = f"{envelope.source}>{served}:{envelope.type}"
         if handler.latest_only and self._is_overtaken(stream, envelope):
             return final(Fate.SUPERSEDED, refusal(Fate.SUPERSEDED, "a newer one took effect"), TaskState.REJECTED)
-        with tracing.within(envelope.traceparent):
+        with (
+            tracing.within(envelope.traceparent),
+            tracing.span(f"handle {envelope.type}", source=str(envelope.source), message=envelope.id),
+        ):
             try:
                 if handler.in_transaction is not None:
                     return self._in_transaction(handler, envelope, stream, final)
@@ -807,16 +852,25 @@ class Delivery:
                 handler(envelope)
 
     async def announce(self, card: Mapping[str, object]) -> None:
-        """See :class:`wattmesh_a2a.messenger.Messenger`."""
-        requests = [name for served, name in self._handlers if served == self.address]
-        whole = {**standard_card(self.address, requests, __version__), **card}
-        self._card = json.dumps({**whole, "status": "online", "session": self.session}, separators=(",", ":")).encode()
+        """See :class:`wattmesh_a2a.messenger.Messenger`; each further address served here gets a card of its own."""
+        for served in self._served:
+            requests = [name for one, name in self._handlers if one == served]
+            more = card if served == self.address else {"runsIn": str(self.address)}
+            whole = {
+                **standard_card(served, requests, __version__),
+                **more,
+                "status": "online",
+                "session": self.session,
+            }
+            self._cards[served] = json.dumps(whole, separators=(",", ":")).encode()
+            for handler in self._presence_handlers:
+                handler(served, whole)
         if self._transport.connected:
-            await self._publish_card()
+            await self._publish_cards()
 
-    async def _publish_card(self) -> None:
-        if self._card is not None:
-            await self._try_publish(self._topics.discovery(self.address), self._card, retain=True)
+    async def _publish_cards(self) -> None:
+        for served, card in self._cards.items():
+            await self._try_publish(self._topics.discovery(served), card, retain=True)
 
     def on_presence(self, handler: PresenceHandler) -> None:
         """See :class:`wattmesh_a2a.messenger.Messenger`."""
@@ -831,9 +885,9 @@ class Delivery:
             return
         session = str(card.get("session", ""))
         offline = card.get("status") == "offline"
-        if address == self.address:
-            if offline and session != self.session and self._card is not None:
-                self._spawn(self._publish_card())
+        if address in self._served:
+            if offline and session != self.session and self._cards:
+                self._spawn(self._publish_cards())
             return
         if offline and self._online.get(address, session) != session:
             return  # the late will of an earlier session
@@ -852,9 +906,10 @@ class Delivery:
         await self._publish(topic, payload, Priority.BACKLOG if backlog else Priority.TELEMETRY)
         self.stats.count("telemetry_sent")
 
-    def on_telemetry(self, handler: TelemetryHandler) -> None:
+    def on_telemetry(self, handler: TelemetryHandler, *, group: str | None = None) -> None:
         """See :class:`wattmesh_a2a.messenger.Messenger`."""
         self._telemetry_handler = handler
+        self._telemetry_group = group
 
     def _on_telemetry_message(self, inbound: Inbound, payload: bytes) -> None:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from wattmesh_a2a.alarms import Alarm
+from wattmesh_a2a.consult import AgentAdvice, AgentConsult
 from wattmesh_a2a.control import Decision
 from wattmesh_a2a.devices import AssetKind
 from wattmesh_a2a.forecast import Forecast
@@ -22,6 +23,14 @@ from wattmesh_a2a.grid import (
     GridInstructionResult,
 )
 from wattmesh_a2a.market import Order, OrderStatus, RejectReason, Trade
+from wattmesh_a2a.observing import (
+    DevicesQuery,
+    DevicesReport,
+    EventTraceQuery,
+    EventTraceReport,
+    FrequencySamples,
+    FrequencyWatch,
+)
 from wattmesh_a2a.plans import CoordinationReply, CoordinationRound, SitePlan
 
 
@@ -196,7 +205,11 @@ class OrderResults:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Executions:
-    """Trades of a participant's resting orders, told at once. The commitment at gate closure holds them all."""
+    """Trades of a participant's resting orders, told at once; those of an arriving order stand in its answer.
+
+    A trade's id is unique: who counts each id once, from both, has the position. A trade may be told of late or, after a crash of
+    the market, not at all: the :class:`Commitment` at gate closure holds every trade, and replaces what was counted.
+    """
 
     participant_id: str
     area_id: str
@@ -210,6 +223,15 @@ class MarketLevel:
     price_ticks: int
     quantity_wh: int
     orders: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MarketTrade:
+    """One trade as everybody may see it: without names."""
+
+    id: str
+    price_ticks: int
+    quantity_wh: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,6 +253,8 @@ class ProductData:
     trades: int = 0
     index_ticks: int | None = None
     """Mean price of its trades, weighted with their energy, rounded half up."""
+    recent: tuple[MarketTrade, ...] = ()
+    """Its last trades, oldest first; how many: the market's choice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -424,6 +448,8 @@ Message = (
     | CommitmentList
     | ForecastIssued
     | Strategy
+    | AgentConsult
+    | AgentAdvice
     | SitePlan
     | CoordinationRound
     | CoordinationReply
@@ -443,6 +469,12 @@ Message = (
     | StatsQuery
     | StatsReport
     | GatewayStatus
+    | FrequencyWatch
+    | FrequencySamples
+    | EventTraceQuery
+    | EventTraceReport
+    | DevicesQuery
+    | DevicesReport
 )
 
 MESSAGE_TYPES: dict[str, type[Message]] = {
@@ -465,6 +497,8 @@ MESSAGE_TYPES: dict[str, type[Message]] = {
     "wattmesh.market.commitment.list.v1": CommitmentList,
     "wattmesh.forecast.issued.v1": ForecastIssued,
     "wattmesh.strategy.v1": Strategy,
+    "wattmesh.agent.consult.v1": AgentConsult,
+    "wattmesh.agent.advice.v1": AgentAdvice,
     "wattmesh.plan.site.v1": SitePlan,
     "wattmesh.plan.round.v1": CoordinationRound,
     "wattmesh.plan.reply.v1": CoordinationReply,
@@ -484,6 +518,12 @@ MESSAGE_TYPES: dict[str, type[Message]] = {
     "wattmesh.stats.query.v1": StatsQuery,
     "wattmesh.stats.report.v1": StatsReport,
     "wattmesh.gateway.status.v1": GatewayStatus,
+    "wattmesh.frequency.watch.v1": FrequencyWatch,
+    "wattmesh.frequency.samples.v1": FrequencySamples,
+    "wattmesh.frequency.trace.query.v1": EventTraceQuery,
+    "wattmesh.frequency.trace.v1": EventTraceReport,
+    "wattmesh.devices.query.v1": DevicesQuery,
+    "wattmesh.devices.v1": DevicesReport,
 }
 
 TYPE_NAMES: dict[type[Message], str] = {cls: name for name, cls in MESSAGE_TYPES.items()}

@@ -149,8 +149,8 @@ class Messenger(Protocol):
         """
         ...
 
-    def on_telemetry(self, handler: TelemetryHandler) -> None:
-        """Take every site's telemetry (cloud only)."""
+    def on_telemetry(self, handler: TelemetryHandler, *, group: str | None = None) -> None:
+        """Take every site's telemetry (cloud only); with ``group`` our share of it, as one of those that take it together."""
         ...
 
     def counters(self) -> Mapping[str, int]:

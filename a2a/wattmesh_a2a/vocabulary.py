@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 
 from wattmesh_a2a import codec
 from wattmesh_a2a.alarms import Alarm, Severity
+from wattmesh_a2a.consult import AgentAdvice, AgentConsult
 from wattmesh_a2a.control import Decision
 from wattmesh_a2a.devices import AssetKind
 from wattmesh_a2a.envelope import Address, Envelope, TaskState
@@ -162,6 +163,21 @@ EXAMPLES: tuple[Message, ...] = (
                 values=((90.0, 120.0, 210.0), (85.0, 118.0, 190.0)), model="profile",
             ),
         )
+    ),
+    AgentConsult(
+        conversation="market-supervisor-1767225600-7",
+        subject="home-1",
+        question="Could it have delivered what it sold?",
+        deadline_ns=_NOON + 10_000_000_000,
+        budget_tokens=0,
+    ),
+    AgentAdvice(
+        conversation="market-supervisor-1767225600-7",
+        agent="producer",
+        subject="home-1",
+        text="5 % kept for the house; forecast 10 min old, 0 of 4000 Wh traded in the last day missed.",
+        source="policy",
+        citations=("producer-1767225600-3",),
     ),
     Strategy(
         site_id="home-1", expires_ns=_NOON + 12 * _SLOT, reserve_soc_percent=20.0, peak_limit_w=4000.0, trade=True,

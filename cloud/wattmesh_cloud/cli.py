@@ -8,6 +8,10 @@ import gc
 import logging
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from wattmesh_cloud.market.standby import Following
 
 GC_THRESHOLD = (50_000, 20, 50)
 """Orders and trades stay for days: looking through them for garbage every 700 objects costs a tenth of the market's pace."""
@@ -28,7 +32,8 @@ def cloud(argv: list[str]) -> int:
 
     config = load_cloud(arguments.file)
     if arguments.action == "check":
-        print(f"{arguments.file}: fine: {len(config.model.market.participants)} participants")
+        areas = (config.model.market, *config.model.areas)
+        print(f"{arguments.file}: fine: {sum(len(one.participants) for one in areas)} participants")
         return 0
     gc.set_threshold(*GC_THRESHOLD)
     asyncio.run(_run(arguments.file, arguments.time_server, arguments.ready_file))
@@ -46,6 +51,18 @@ async def _run(file: Path, time_server: str | None, ready: Path | None) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with open_clock("cloud", time_server) as clock:
         await Cloud(load_cloud(file), clock).run(stop, ready)
+
+
+async def _work(file: Path, number: int) -> None:
+    from wattmesh_a2a.clock import SystemClock
+
+    from wattmesh_cloud.config import load_cloud
+    from wattmesh_cloud.worker import run
+
+    stop = asyncio.Event()
+    for one in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(one, stop.set)
+    await run(load_cloud(file), SystemClock(), number, stop)
 
 
 def settle(argv: list[str]) -> int:
@@ -108,7 +125,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def market(argv: list[str]) -> int:
-    """``wattmesh market lab``."""
+    """``wattmesh market lab|follow|promote``."""
     parser = argparse.ArgumentParser(prog="wattmesh market")
     actions = parser.add_subparsers(dest="action", required=True)
     lab = actions.add_parser("lab", help="compare mechanisms with simulated bidders over the market's own engine")
@@ -118,8 +135,56 @@ def market(argv: list[str]) -> int:
     lab.add_argument("--fleet", type=Path, help="a historical fleet: CSV of slot, participant, net_wh")
     lab.add_argument("--page", type=Path, help="write a page with plots")
     lab.add_argument("--json", action="store_true", help="one JSON object a line")
+    follow = actions.add_parser("follow", help="a hot standby: know the markets' state, and go on as their writer")
+    follow.add_argument("file", type=Path, help="the cloud's file; the state folder is the writer's")
+    follow.add_argument("--take-over", action="store_true", help="run the cloud when its process is gone")
+    follow.add_argument("--after", type=float, default=5.0, metavar="S", help="gone for so long (default 5 s)")
+    follow.add_argument("--ready-file", type=Path, help="written when API and console answer after a take-over")
+    follow.add_argument("--once", action="store_true", help="catch up, print the states with their hashes, and end")
+    promote = actions.add_parser(
+        "promote", help="fence a writer that hangs: nothing that it still does is acknowledged"
+    )
+    promote.add_argument("file", type=Path, help="the cloud's file")
     arguments = parser.parse_args(argv)
-    return _lab(arguments)
+    if arguments.action == "lab":
+        return _lab(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
+    from wattmesh_cloud.config import load_cloud
+    from wattmesh_cloud.market.standby import Following
+
+    following = Following(load_cloud(arguments.file))
+    if arguments.action == "promote":
+        following.promote()
+        following.catch_up()
+        print(following.told(hashed=True))
+        print(
+            "the writer before is fenced: end its process; a standby with --take-over, or `wattmesh cloud run`, goes on"
+        )
+        return 0
+    if arguments.once:
+        following.catch_up()
+        print(following.told(hashed=True))
+        return 0
+    gc.set_threshold(*GC_THRESHOLD)
+    after = arguments.after if arguments.take_over else None
+    asyncio.run(_follow(arguments.file, following, after, arguments.ready_file))
+    return 0
+
+
+async def _follow(file: Path, following: Following, after_s: float | None, ready: Path | None) -> None:
+    from wattmesh_a2a.clock import SystemClock
+
+    from wattmesh_cloud.app import Cloud
+    from wattmesh_cloud.config import load_cloud
+    from wattmesh_cloud.market.standby import follow
+
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    clock = SystemClock()
+    if await follow(following, clock, stop, lambda line: print(line, flush=True), take_over_after_s=after_s):
+        print("the writer is gone: this process goes on", flush=True)
+        await Cloud(load_cloud(file), clock, warm=following.standbys).run(stop, ready)
 
 
 def _lab(arguments: argparse.Namespace) -> int:
@@ -188,9 +253,12 @@ def restore(argv: list[str]) -> int:
 
 
 def ingest(argv: list[str]) -> int:
-    """``wattmesh ingest dead|show|replay|forget CLOUD.yaml``: the dead letters."""
-    parser = argparse.ArgumentParser(prog="wattmesh ingest", description="What ingest could not take.")
-    parser.add_argument("action", choices=("dead", "show", "replay", "forget"))
+    """``wattmesh ingest dead|show|replay|forget CLOUD.yaml``: the dead letters; ``work``: one of several takers."""
+    parser = argparse.ArgumentParser(prog="wattmesh ingest", description="What ingest could not take, and its workers.")
+    parser.add_argument("action", choices=("dead", "show", "replay", "forget", "work"))
+    parser.add_argument(
+        "--number", type=int, default=1, help="work: which of the file's ingest.workers this process is"
+    )
     parser.add_argument("file", type=Path, help="the cloud's file")
     parser.add_argument("--site", help="of this site only")
     parser.add_argument("--id", type=int, action="append", help="this letter (again for more)")
@@ -201,6 +269,10 @@ def ingest(argv: list[str]) -> int:
     from wattmesh_cloud.config import load_cloud
     from wattmesh_cloud.store.dead import DeadLetters
 
+    if arguments.action == "work":
+        gc.set_threshold(*GC_THRESHOLD)
+        asyncio.run(_work(arguments.file, arguments.number))
+        return 0
     letters = DeadLetters(load_cloud(arguments.file).state / "dead_frames.sqlite")
     try:
         if arguments.action == "replay":
@@ -273,3 +345,33 @@ def audit(argv: list[str]) -> int:
     verdict = verify(arguments.log.read_bytes(), key, anchor)
     print(f"{arguments.log}: {verdict.fault or 'whole'}; {verdict.entries}:{verdict.last_hash}")
     return 1 if verdict.fault else 0
+
+
+def access(argv: list[str]) -> int:
+    """``wattmesh access CLOUD.yaml users|add-user|password|disable|enable|tokens|add-token|revoke-token``; the cloud may run."""
+    parser = argparse.ArgumentParser(prog="wattmesh access", description="Who may use API and console.")
+    parser.add_argument("file", type=Path, help="the cloud's file")
+    actions = parser.add_subparsers(dest="action", required=True)
+    actions.add_parser("users", help="list accounts")
+    actions.add_parser("tokens", help="list machine tokens")
+    for name, what in (
+        ("add-user", "an account; its password is asked for"),
+        ("add-token", "a machine token, shown once"),
+    ):
+        add = actions.add_parser(name, help=what)
+        add.add_argument("name")
+        add.add_argument("--role", default="viewer", choices=("viewer", "operator", "trader", "engineer", "admin"))
+        add.add_argument("--tenant", default="fleet")
+        if name == "add-token":
+            add.add_argument("--days", type=int, default=365, help="how long it is valid")
+        else:
+            add.add_argument("--password-file", type=Path, help="instead of asking")
+    for name in ("password", "disable", "enable", "revoke-token"):
+        change = actions.add_parser(name)
+        change.add_argument("name")
+        if name == "password":
+            change.add_argument("--password-file", type=Path, help="instead of asking")
+    arguments = parser.parse_args(argv)
+    from wattmesh_cloud.access.cli import run
+
+    return run(arguments)

@@ -15,6 +15,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
+from wattmesh_a2a import tracing
 from wattmesh_a2a.alarms import Alarm
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.codec import message_to_json, parse_record
@@ -28,7 +29,7 @@ from wattmesh_a2a.telemetry import RecordBatch
 from wattmesh_a2a.topics import MAX_PAYLOAD_BYTES
 
 from wattmesh_cloud.frames import Samples, decode_frame, identity_of
-from wattmesh_cloud.store.base import Derived, FrameRow, Item, JsonValue, Store, Table
+from wattmesh_cloud.store.base import Derived, FollowedStore, FrameRow, Item, JsonValue, Table
 from wattmesh_cloud.store.dead import DeadLetter, DeadLetters
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ _STORE_PAUSE_S = 1.0
 _ACK_VALID_S = 3600
 _REPLAY_AT_ONCE = 100
 _RECALLS_AT_ONCE = 20
+_FOLLOW_AT_ONCE = 500
+_TRACED_AT_ONCE = 5
 
 ColumnHandler = Callable[[Samples], None]
 RecordHandler = Callable[[str, Message], None]
@@ -90,17 +93,19 @@ class Ingest:
         org: Of the gateways.
         dead: Keeps what cannot be taken; without it that is only counted.
         limits: See :class:`IngestLimits`.
+        group: Of the workers that share the telemetry, each in a process of its own over the same store.
     """
 
     def __init__(
         self,
-        store: Store,
+        store: FollowedStore,
         messenger: Messenger,
         clock: Clock,
         org: str,
         *,
         dead: DeadLetters | None = None,
         limits: IngestLimits | None = None,
+        group: str | None = None,
     ) -> None:
         self._store = store
         self._messenger = messenger
@@ -108,6 +113,7 @@ class Ingest:
         self._org = org
         self._dead = dead
         self._limits = limits or IngestLimits()
+        self._group = group
         self._queue: deque[_Frame] = deque()
         self._queued: Counter[str] = Counter()
         self._queued_bytes = 0
@@ -127,7 +133,7 @@ class Ingest:
 
     def register(self) -> None:
         """Begin to take telemetry when the messenger starts."""
-        self._messenger.on_telemetry(self._take)
+        self._messenger.on_telemetry(self._take, group=self._group)
 
     def on_columns(self, handler: ColumnHandler) -> None:
         """Call ``handler`` with every new batch of samples, after it is durable."""
@@ -177,6 +183,28 @@ class Ingest:
             while self._queue:
                 await self._commit(self._next())
             self._idle.set()
+
+    async def follow(self, every_s: float = 0.25) -> None:
+        """Hand on what workers have stored, in the order in which it became durable, for ever; for a process that takes nothing.
+
+        The place that was reached is kept with the frames: after a restart it goes on there, and what was handed on since the
+        last note comes again.
+        """
+        cursor = await asyncio.to_thread(self._store.followed)
+        while True:
+            cursor, frames = await asyncio.to_thread(self._store.stored_since, cursor, _FOLLOW_AT_ONCE)
+            for batch in frames:
+                messages: list[Message] = []
+                if isinstance(batch, RecordBatch):
+                    found = (self._message(batch.site_id, batch.stream, None, line, _Group()) for line in batch.lines)
+                    messages = [message for message in found if message is not None]
+                self.last_seen[batch.site_id] = time.monotonic()
+                self.counts["batches"] += 1
+                self._hand_on(batch, messages)
+            if frames:
+                await asyncio.to_thread(self._store.note_followed, cursor)
+            else:
+                await asyncio.sleep(every_s)
 
     async def settle(self, timeout_s: float) -> None:
         """Wait until all that arrived is committed, or the real time is over."""
@@ -228,6 +256,7 @@ class Ingest:
             self._refuse(group, frames[0], f"cannot be stored: {error}")
             group.frames, group.rows = [], []
             await self._stored(group)
+        self._trace(group)
         self.counts["batches"] += sum(group.new)
         self.counts["duplicates"] += len(group.new) - sum(group.new)
         for (_, batch, messages), first in zip(group.frames, group.new, strict=True):
@@ -238,6 +267,19 @@ class Ingest:
             self._due[site, stream].append(sequence)
         self._acknowledge()
         return not group.dead
+
+    def _trace(self, group: _Group) -> None:
+        """A few of a group's new batches as spans, each in the trace that its key names; for whoever records."""
+        for (_, batch, _), first in list(zip(group.frames, group.new, strict=True))[:_TRACED_AT_ONCE]:
+            if first:
+                late = self._clock.utc_ns() - batch.span()[1] if isinstance(batch, Samples) else 0
+                with (
+                    tracing.within(tracing.of_batch(batch.site_id, batch.stream, batch.sequence)),
+                    tracing.span(
+                        "telemetry.stored", site=batch.site_id, sequence=batch.sequence, age_s=late / NS_PER_S
+                    ),
+                ):
+                    pass
 
     def _prepared(self, frames: list[_Frame]) -> _Group:
         """Everything decoded and checked, on a thread."""

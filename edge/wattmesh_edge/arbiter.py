@@ -29,6 +29,8 @@ SAFE_STATE = "safe-state"
 ESTIMATED = "grid power is estimated: nothing is raised"
 DEAD_BAND_W = 10.0
 """A setpoint that would move less is left as it is."""
+_OVER_SHARE = 0.15
+"""Of what a load was told: so much more it may take, where it is told a current."""
 _SAME_W = 1e-6
 _ENDLESS_W = 1e12
 """Stands for no bound at all: finite, so that differences stay numbers."""
@@ -163,7 +165,7 @@ def arbitrate(
         that was asked for and not met: a common target's is shared out by rating, so that the sum over all assets is right.
     """
     held = held or {}
-    rest = image.rest_power_w
+    rest = _rest(image, batteries, held)
     stack = _protected(image, batteries, site, held)
     live = [one for one in proposals if one.expires_ns > image.monotonic_ns and (one.asset_id in stack.conflicts)]
     ranks = sorted({one.priority for one in live} | {Priority.GRID_INSTRUCTION})
@@ -214,7 +216,7 @@ def _protected(
         total=_Range(-_ENDLESS_W, _ENDLESS_W, "no bound", "no bound"),
         conflicts={name: [] for name in [*batteries, GRID_CONNECTION]},
     )
-    rest = image.rest_power_w
+    rest = _rest(image, batteries, held)
     if rest is None or image.grid_power_w is None:
         for name in batteries:  # charging could overload the connection, discharging could feed into the unknown
             stack.bound(name, 0.0, 0.0, "grid power unknown", told=False)
@@ -230,6 +232,21 @@ def _protected(
         low = high = (low + high) / 2
     stack.bound(GRID_CONNECTION, low, high, "connection limit")
     return stack
+
+
+def _rest(image: SiteImage, batteries: Mapping[str, BatteryLimits], held: Mapping[str, float]) -> float | None:
+    """What nobody steers: with it what a load takes above what it was told, as a charger told a current does at a high voltage.
+
+    Only so much is counted so as voltages explain (EN 50160: 10 %): a load that is slow to follow is not meant.
+    """
+    rest = image.rest_power_w
+    if rest is None:
+        return None
+    for name, limits in batteries.items():
+        power, told = image.loads.get(name), held.get(name, 0.0)
+        if not limits.stores and power is not None and told > 0:
+            rest += min(max(0.0, power - told), _OVER_SHARE * told)
+    return rest
 
 
 def _own_range(image: SiteImage, name: str, limits: BatteryLimits) -> _Range:

@@ -18,6 +18,8 @@ from wattmesh_drivers.template import Template, load_template
 
 from wattmesh_edge.reflex.profile import ResponseProfile, check_profile, load_profile
 
+VOLTS = 230.0
+"""Phase to neutral, nominal (IEC 60038)."""
 _NAME = r"^[A-Za-z0-9_.-]{1,64}$"
 
 
@@ -72,6 +74,34 @@ class FlexibleModel(StrictModel):
     ends: str = Field(
         alias="to", pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$", description="local time; before from: the next day"
     )
+
+
+class ChargingModel(StrictModel):
+    """An electric car that has to have its energy by its departure."""
+
+    device: str
+    energy_wh: float = Field(gt=0, description="that it needs from the socket for each departure")
+    departure: str = Field(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$", description="local time")
+    days: Literal["all", "weekday", "weekend"] = Field(default="all", description="of the departures")
+    phases: Literal[1, 3] = 3
+    max_current_a: float = Field(default=16, ge=6, le=80, description="of the cable, the fuse or the car, a phase")
+    min_current_a: float = Field(default=6, ge=6, le=32, description="below it a car does not charge (IEC 61851-1)")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ChargingModel:
+        if self.min_current_a > self.max_current_a:
+            raise ValueError(f"min_current_a {self.min_current_a:g} is above max_current_a {self.max_current_a:g}")
+        return self
+
+    @property
+    def power_w(self) -> float:
+        """At the largest current and 230 V."""
+        return self.max_current_a * VOLTS * self.phases
+
+    @property
+    def least_w(self) -> float:
+        """At the least current."""
+        return self.min_current_a * VOLTS * self.phases
 
 
 class MarketModel(StrictModel):
@@ -195,6 +225,7 @@ class SiteModel(StrictModel):
     devices: tuple[DeviceModel, ...] = Field(min_length=1)
     agents: tuple[Literal["producer", "consumer"], ...] = ("producer", "consumer")
     flexible: tuple[FlexibleModel, ...] = ()
+    charging: tuple[ChargingModel, ...] = ()
     market: MarketModel | None = None
     control: ControlModel = ControlModel()
     frequency: FrequencyModel | None = None
@@ -211,9 +242,15 @@ class SiteModel(StrictModel):
                 raise ValueError(f"devices: {name!r} stands twice")
         if sum(device.role == "grid" for device in self.devices) != 1:
             raise ValueError("devices: exactly one meter needs role: grid")
-        for index, need in enumerate(self.flexible):
-            if need.device not in names:
-                raise ValueError(f"flexible[{index}].device: {need.device!r} is none of the devices {', '.join(names)}")
+        taken: list[str] = []
+        for section in ("flexible", "charging"):
+            for index, need in enumerate(getattr(self, section)):
+                where = f"{section}[{index}].device"
+                if need.device not in names:
+                    raise ValueError(f"{where}: {need.device!r} is none of the devices {', '.join(names)}")
+                if need.device in taken:
+                    raise ValueError(f"{where}: {need.device!r} has a need already; one each")
+                taken.append(need.device)
         if self.frequency is not None:
             response = self.frequency.response
             listed = {"source": self.frequency.source.device, "response": response.device if response else None}
@@ -352,6 +389,21 @@ def _check_control(path: Path, site: SiteModel, templates: dict[str, Template]) 
             raise ConfigurationError(f"{where}.device: {need.device} is a battery; the plan has it already")
         if need.power_w > (rated[need.device] or 0.0):
             raise ConfigurationError(f"{where}.power_w: {need.power_w:g} is above the device's rated_power_w")
+    for index, car in enumerate(site.charging):
+        where = place(path, "charging", index)
+        template = templates[car.device]
+        if template.kind is not AssetKind.EV_CHARGER:
+            raise ConfigurationError(f"{where}.device: {template.id} is a {template.kind} and no ev_charger")
+        power = rated[car.device]
+        if power is None or car.least_w > power:
+            raise ConfigurationError(
+                f"{where}: {car.device} needs a rated_power_w of {car.least_w:g} at least, which is {car.min_current_a:g} A"
+            )
+        device = next(one for one in site.devices if one.id == car.device)
+        if car.phases == 1 and site.connection.phase_limit_w is not None and device.phase is None:
+            raise ConfigurationError(
+                f"{where}.phases: say on which phase {car.device} is ({place(path, 'devices')}: phase), for phase_limit_w"
+            )
 
 
 def _check_lines(path: Path, site: SiteModel, templates: dict[str, Template]) -> None:

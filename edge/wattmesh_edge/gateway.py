@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import sqlite3
 import time
 from collections import Counter
@@ -34,6 +35,7 @@ from wattmesh_edge.control import ControlCycle
 from wattmesh_edge.dealings import Dealings
 from wattmesh_edge.devices import SiteDevices
 from wattmesh_edge.disk import DiskWork
+from wattmesh_edge.flash import FlashWrites
 from wattmesh_edge.frequency import FrequencyWatch
 from wattmesh_edge.history import History
 from wattmesh_edge.image import ImageMaker, SiteImage
@@ -42,6 +44,7 @@ from wattmesh_edge.local import LocalServer
 from wattmesh_edge.maintenance import Maintenance
 from wattmesh_edge.memory import Memory
 from wattmesh_edge.metering import Metering
+from wattmesh_edge.observed import Observed
 from wattmesh_edge.outbox import Outbox
 from wattmesh_edge.panel import Panel
 from wattmesh_edge.planned import PlanInbox
@@ -135,6 +138,7 @@ class Gateway:
             site.tariff.zone(),
             period_s=model.control.period_s,
             taken=self._load_taken(),
+            import_limit_w=min(model.connection.import_limit_w, model.control.peak_limit_w or math.inf),
             planned=self._planned_load_w,
         )
         self.instructions = Instructions(period_s=model.control.period_s)
@@ -163,6 +167,10 @@ class Gateway:
         )
         Operator(self.instructions, self.control, self.messenger, self._memory, clock).register()
         self.messenger.on_request(ConfigurationChange, self._on_configuration)
+        Observed(
+            self.site_id, self.drivers, lambda: self.frequency.reflex, site.state / "events", self.messenger, self._spawn,
+            flash=lambda device: FlashWrites(self._db, device), utc_ns=clock.utc_ns,
+        ).register()  # fmt: skip
         self._maintenance = Maintenance(self.site_id, self.drivers, self._maker, parts.planes(site), self._db)
         self.reporter = Reporter(
             site, self.control, self.outbox, self.messenger, self.frequency, self._db,

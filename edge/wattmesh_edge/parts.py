@@ -22,10 +22,12 @@ from wattmesh_drivers.modbus.line import LinePool
 
 from wattmesh_edge.agents.flexible import Need
 from wattmesh_edge.agents.planner import Storage
-from wattmesh_edge.config import Site
+from wattmesh_edge.config import ChargingModel, DeviceModel, Site
 from wattmesh_edge.flash import FLASH_TABLE, FlashWrites
 from wattmesh_edge.limits import BatteryLimits, SiteLimits
 from wattmesh_edge.sun import Plane
+
+_DAYS = {"all": frozenset(range(7)), "weekday": frozenset(range(5)), "weekend": frozenset({5, 6})}
 
 
 def open_database(site: Site) -> sqlite3.Connection:
@@ -135,12 +137,13 @@ def battery_limits(site: Site, *, with_response: bool) -> dict[str, BatteryLimit
 
 def load_limits(site: Site) -> dict[str, BatteryLimits]:
     """Limits of each load that can be steered."""
+    cars = {car.device: car for car in site.model.charging}
     return {
         device.id: BatteryLimits(
-            rated_power_w=device.rated_power_w or 0.0,
+            rated_power_w=_most_w(device, cars.get(device.id)),
             rated_energy_wh=0.0,
             ramp_w_per_s=device.ramp_w_per_s or math.inf,
-            idle_below_w=device.idle_below_w,
+            idle_below_w=max(device.idle_below_w, cars[device.id].least_w if device.id in cars else 0.0),
             phase=device.phase,
             stores=False,
         )
@@ -150,9 +153,27 @@ def load_limits(site: Site) -> dict[str, BatteryLimits]:
     }
 
 
+def _most_w(device: DeviceModel, car: ChargingModel | None) -> float:
+    rated = device.rated_power_w or 0.0
+    return rated if car is None else min(rated, car.power_w)
+
+
 def needs(site: Site) -> tuple[Need, ...]:
     """What the loads that can wait need."""
-    return tuple(
+    rated = {device.id: device for device in site.model.devices}
+    cars = tuple(
+        Need(
+            device=car.device,
+            energy_wh=car.energy_wh,
+            power_w=_most_w(rated[car.device], car),
+            least_w=car.least_w,
+            begins=clock_time.fromisoformat(car.departure),
+            ends=clock_time.fromisoformat(car.departure),
+            days=_DAYS[car.days],
+        )
+        for car in site.model.charging
+    )
+    return cars + tuple(
         Need(
             device=need.device,
             energy_wh=need.energy_wh,

@@ -16,6 +16,7 @@ from wattmesh_simulators.grid import Grid
 from wattmesh_simulators.modbus_server import ModbusServer, SerialServer
 from wattmesh_simulators.opcua_server import OpcUaServer
 from wattmesh_simulators.plant.physics import Home
+from wattmesh_simulators.plant.vehicle import Charger
 from wattmesh_simulators.registers import RegisterMap, template_of
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,8 @@ class SimulatedDevice:
         self._clock = clock
         self._shift_ns = round(shift_s * NS_PER_S)
         self.grid = grid or Grid()
-        self.home = Home(home, soc_percent, self.grid.frequency_hz, voltage_pu=self.grid.voltage_pu)
+        charger = Charger(phases=1 if template.endswith("_1p") else 3) if self.kind == "ev_charger" else None
+        self.home = Home(home, soc_percent, self.grid.frequency_hz, voltage_pu=self.grid.voltage_pu, charger=charger)
         self.settings: dict[str, float] = {}
         self.server: ModbusServer | OpcUaServer | None = None
         self._strict = strict
@@ -118,7 +120,8 @@ class SimulatedDevice:
             watchdog = control.get("watchdog", {"setting": "", "seconds": 0.0})
             if watchdog["setting"] not in {"", name} and watchdog["setting"] not in self.settings:
                 continue
-            self.home.command(control_name, asked_for(control, self.settings), float(watchdog["seconds"]), now)
+            target = asked_for(control, self.settings)
+            self.home.command(control_name, target, float(watchdog["seconds"]), now, self.kind)
         self._moved += 1
 
     def registers(self) -> RegisterMap:

@@ -6,21 +6,24 @@ import asyncio
 import json
 import logging
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from operator import sub
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, Field, model_validator
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.config_file import StrictModel
 from wattmesh_a2a.errors import ConfigurationError
 
+from wattmesh_simulators.device import asked_for
 from wattmesh_simulators.grid import Grid
 from wattmesh_simulators.modbus_server import ModbusServer
 from wattmesh_simulators.opcua_server import OpcUaServer
 from wattmesh_simulators.plant.physics import Home, Slots
+from wattmesh_simulators.plant.vehicle import Car, Charger
 from wattmesh_simulators.registers import RegisterMap, template_of
 from wattmesh_simulators.waveform import WaveformStream
 
@@ -77,6 +80,26 @@ class MeterModel(DeviceModel):
     template: Annotated[str, AfterValidator(_of_kind("meter"))] = "sunspec_meter_203"
 
 
+class ChargerModel(DeviceModel):
+    """A simulated charging station with an electric car."""
+
+    template: Annotated[str, AfterValidator(_of_kind("ev_charger"))] = "alfen_ng9xx"
+    phases: Literal[1, 3] = 3
+    energy_wh: float = Field(default=52_000, gt=0, description="of the car's battery")
+    trip_wh: float = Field(default=12_000, ge=0, description="what is gone when it comes back")
+    arrives: str = Field(default="18:00", pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$", description="UTC")
+    departs: str = Field(default="07:00", pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$", description="UTC")
+
+    def charger(self) -> Charger:
+        """The station with its car, as it comes home."""
+        arrives, departs = (int(at[:2]) * 3600 + int(at[3:]) * 60 for at in (self.arrives, self.departs))
+        car = Car(
+            energy_wh=self.energy_wh, stored_wh=max(0.0, self.energy_wh - self.trip_wh), phases=self.phases,
+            trip_wh=self.trip_wh, arrives_s=arrives, departs_s=departs,
+        )  # fmt: skip
+        return Charger(car, phases=self.phases)
+
+
 class HomeModel(StrictModel):
     """One home."""
 
@@ -85,6 +108,14 @@ class HomeModel(StrictModel):
     inverter: InverterModel
     battery: BatteryModel
     meter: MeterModel
+    charger: ChargerModel | None = None
+
+    def devices(self) -> list[tuple[str, DeviceModel]]:
+        """Kind and model of each device it has."""
+        all_of_them = (
+            ("inverter", self.inverter), ("battery", self.battery), ("meter", self.meter), ("ev_charger", self.charger),
+        )  # fmt: skip
+        return [(kind, device) for kind, device in all_of_them if device is not None]
 
 
 class GridModel(StrictModel):
@@ -116,8 +147,18 @@ class DisturbanceModel(StrictModel):
         return start_ns + round(self.at * NS_PER_S)
 
 
+class LabModel(StrictModel):
+    """The hardware lab's door, on the loopback interface."""
+
+    port: int = Field(ge=0, le=65535)
+    secret: Path
+    """A file beside this one."""
+
+
 class FleetModel(StrictModel):
     """The simulators' file."""
+
+    lab: LabModel | None = None
 
     sites: tuple[HomeModel, ...] = Field(min_length=1)
     grid: GridModel = GridModel()
@@ -129,7 +170,7 @@ class FleetModel(StrictModel):
         names = [site.id for site in self.sites]
         if doubles := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"sites: {', '.join(doubles)} stands twice; every id must be another")
-        devices = [device for site in self.sites for device in (site.inverter, site.battery, site.meter)]
+        devices = [device for site in self.sites for _, device in site.devices()]
         ports = [device.port for device in devices if device.port]
         if taken := sorted({port for port in ports if ports.count(port) > 1}):
             raise ValueError(f"sites: two devices want port {', '.join(map(str, taken))}; give each its own")
@@ -171,7 +212,12 @@ class Fleet:
         )
         self.homes = {
             site.id: Home(
-                site.home, site.battery.initial_soc_percent, self.grid.frequency_hz, model.seed, self.grid.voltage_pu
+                site.home,
+                site.battery.initial_soc_percent,
+                self.grid.frequency_hz,
+                model.seed,
+                self.grid.voltage_pu,
+                None if site.charger is None else site.charger.charger(),
             )
             for site in model.sites
         }
@@ -186,6 +232,9 @@ class Fleet:
             (one for one in model.disturbances if one.due_ns(self._start_ns) >= clock.utc_ns()),
             key=lambda one: one.due_ns(self._start_ns),
         )
+        self._asked: deque[DisturbanceModel] = deque(maxlen=16)
+        self.disturbing = False
+        """Whether a disturbance lasts."""
         self._saved_at = monotonic()
         self.servers: dict[tuple[str, str], ModbusServer] = {}
         self._opcua: list[OpcUaServer] = []
@@ -195,7 +244,7 @@ class Fleet:
         """Listen on every port; raises :class:`wattmesh_a2a.errors.ConfigurationError` and then nothing listens."""
         try:
             for site in self._model.sites:
-                for kind, device in (("inverter", site.inverter), ("battery", site.battery), ("meter", site.meter)):
+                for kind, device in site.devices():
                     await self._start_device(site.id, kind, device)
         except BaseException:
             await self.stop()
@@ -209,8 +258,16 @@ class Fleet:
     async def _start_device(self, site: str, kind: str, device: DeviceModel) -> None:
         home = self.homes[site]
 
+        settings: dict[str, float] = {}
+
         def written(name: str, value: float) -> None:
-            home.write(name, value, self._clock.utc_ns())
+            if kind != "ev_charger":
+                home.write(name, value, self._clock.utc_ns())
+                return
+            settings[name] = value
+            (control,) = template_of(device.template)["controls"].values()
+            lasts_s = float(control.get("watchdog", {}).get("seconds", 0.0))
+            home.command("active_power_w", asked_for(control, settings), lasts_s, self._clock.utc_ns(), kind)
 
         if template_of(device.template)["protocol"] == "opcua":
             opcua = OpcUaServer(device.template, lambda: home.quantities(kind), written, clock=self._clock)
@@ -246,6 +303,8 @@ class Fleet:
                 await self._advance(0.0)
                 while self._pending and now >= self._pending[0].due_ns(self._start_ns):
                     await self._disturb(self._pending.pop(0), now)
+                if self._asked:
+                    await self._disturb(self._asked.popleft(), now)
                 if now - saved >= _SAVE_EVERY_NS and self._monotonic() - self._saved_at >= _SAVE_PAUSE_S:
                     saved = now
                     self.save()
@@ -267,12 +326,20 @@ class Fleet:
         for opcua in self._opcua:
             await opcua.refresh()
 
+    def ask_disturbance(self, one: DisturbanceModel) -> None:
+        """Play a disturbance with the next step, whatever its time says; raises :class:`ConfigurationError` where many wait."""
+        if len(self._asked) == self._asked.maxlen:
+            raise ConfigurationError("enough disturbances wait already; let some pass")
+        self._asked.append(one)
+
     async def _disturb(self, one: DisturbanceModel, now_ns: int) -> None:
         """Play a disturbance in real time, inside this step: simulated time waits for it."""
         log.warning("disturbance: %.0f W for %.1f s", one.power_w, one.hold_s)
+        self.disturbing = True
         self.grid.disturb(one.power_w)
         await self._hold(one.hold_s)
         self.grid.disturb(0.0)
+        self.disturbing = False
         await self._hold(min(one.hold_s, _RECOVERY_S))
         self._disturbed.append({"time_ns": now_ns, "power_w": one.power_w, "nadir_hz": self.grid.nadir_hz})
 
@@ -352,6 +419,9 @@ class Fleet:
                 "discharged_wh": home.battery.discharged_wh,
                 "lost_wh": home.battery.lost_wh,
             },
+            "charger": None
+            if home.charger is None
+            else {"charged_wh": home.charger.charged_wh, "missed_wh": home.charger.missed_wh},
             "load_wh": home.load_total_wh,
             "pv_wh": home.pv_total_wh,
             "curtailed_wh": home.curtailed_wh,

@@ -45,6 +45,7 @@ _EXTRA_MODELS: dict[str, tuple[int, ...]] = {
     "inverter": (120, 121, 123, 160, 701, 702, 703, 704),
     "battery": (702, 704),
     "meter": (),
+    "ev_charger": (),
 }
 _NAMEPLATE: dict[tuple[int, str], str | float] = {
     (103, "Evt2"): 0, (103, "PPVphAB"): "voltage_l12_v", (103, "PPVphBC"): "voltage_l12_v", (103, "PPVphCA"): "voltage_l12_v",

@@ -134,6 +134,6 @@ async def test_the_public_sdk_talks_to_our_agent(tmp_path):
         replies = [one async for one in requester.stream("gateway", request.to_json(), "corr-1")]
         assert replies[-1][0] == "terminal"
         assert "wattmesh.stats.query.v1" in replies[-1][1]
-        card = sdk.parse_card(agent._card)
+        card = sdk.parse_card(agent._cards[address])
         assert card is not None
         await agent.stop()

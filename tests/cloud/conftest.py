@@ -12,8 +12,26 @@ from wattmesh_a2a.errors import ExpiredError, UnavailableError
 from wattmesh_a2a.forecast import Forecast
 from wattmesh_a2a.market import Order, Side
 from wattmesh_a2a.messages import Acknowledged, IntervalEnergy, Message
+from wattmesh_cloud.access.commands import Commands
+from wattmesh_cloud.access.door import Access
+from wattmesh_cloud.access.jobs import Jobs
+from wattmesh_cloud.access.model import Role, Tenants
+from wattmesh_cloud.access.store import AccessStore
+from wattmesh_cloud.agents.config import AgentsConfig
+from wattmesh_cloud.agents.looks import Sources
+from wattmesh_cloud.agents.service import AgentsService
+from wattmesh_cloud.api import Services, create_api
+from wattmesh_cloud.audit import AuditLog
+from wattmesh_cloud.forecasting.config import ForecastingConfig
+from wattmesh_cloud.forecasting.service import ForecastingService
+from wattmesh_cloud.grid.config import GridConfig
+from wattmesh_cloud.grid.service import GridService
+from wattmesh_cloud.ingest import Ingest
+from wattmesh_cloud.live import LiveView
+from wattmesh_cloud.market.areas import Markets
 from wattmesh_cloud.market.config import MarketConfig
 from wattmesh_cloud.store.sqlite import SqliteStore
+from wattmesh_cloud.view import CloudView
 
 MIDNIGHT_NS = 19_676 * 86_400 * NS_PER_S
 SLOT_NS = 900 * NS_PER_S
@@ -63,7 +81,7 @@ class RecordingMessenger:
     async def send_telemetry(self, stream, payload) -> None:
         raise ExpiredError("the cloud sends no telemetry")
 
-    def on_telemetry(self, handler) -> None:
+    def on_telemetry(self, handler, *, group=None) -> None:
         self.telemetry = handler
 
     def counters(self) -> dict[str, int]:
@@ -199,3 +217,84 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@pytest.fixture
+def view(store, messenger, clock, make_config, tmp_path, access):
+    """A cloud whose services stand and do not run."""
+    common = (store, messenger, clock, tmp_path, "demo")
+    forecasting = ForecastingService(ForecastingConfig(), *common)
+
+    async def pay(*what) -> None: ...
+
+    markets = Markets([make_config()], *common)
+    yield CloudView(
+        clock=clock,
+        store=store,
+        live=LiveView(),
+        ingest=Ingest(store, messenger, clock, "demo"),
+        market=markets.first,
+        markets=markets,
+        forecasting=forecasting,
+        grid=GridService(GridConfig(), *common, forecasts=lambda: forecasting.latest, pay=pay),
+        strategy=AgentsService(
+            AgentsConfig(),
+            Sources(market_config=make_config(), forecasts=lambda: forecasting.latest),
+            *common,
+            audit=access.audit,
+        ),
+    )
+    markets.close()
+
+
+@pytest.fixture
+def real() -> ManualClock:
+    """The machine's clock, as sessions and second steps see it."""
+    return ManualClock(MIDNIGHT_NS)
+
+
+@pytest.fixture
+def access(tmp_path, clock, real):
+    """The door of a fleet with one tenant beside its operator: ``acme`` has ann alone."""
+    audit = AuditLog(tmp_path / "audit.log")
+    store = AccessStore(
+        tmp_path / "access.sqlite", real, Tenants(sites={"acme": frozenset({"ann"})}), idle_s=1800, longest_s=43_200
+    )
+    yield Access(
+        store=store,
+        audit=audit,
+        fleet=clock,
+        hosts=frozenset({"test", "127.0.0.1"}),
+        requests_per_s=10_000.0,
+    )
+    store.close()
+    audit.close()
+
+
+@pytest.fixture
+def services(view, access, clock, real, tmp_path):
+    commands = Commands(tmp_path / "commands.sqlite", access.audit, clock, real)
+    yield Services(
+        view=view, access=access, commands=commands, jobs=Jobs(tmp_path / "jobs", clock), audit=tmp_path / "audit.log"
+    )
+    commands.close()
+
+
+@pytest.fixture
+def api(services):
+    return create_api(services)
+
+
+@pytest.fixture
+def token(access):
+    """A machine token of a role and tenant; the same one again for the same."""
+    made: dict[tuple[str, str], str] = {}
+
+    def make(role: str = "admin", tenant: str = "fleet") -> str:
+        if (role, tenant) not in made:
+            made[role, tenant] = access.store.add_token(
+                f"{tenant}-{role}", tenant=tenant, role=Role(role), valid_s=3600.0
+            )
+        return made[role, tenant]
+
+    return make

@@ -76,7 +76,7 @@ def test_every_mistake_says_where_and_what(load, change, wanted):
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "example.org", "::"])
 def test_an_api_that_others_could_reach_is_refused(load, host):
-    with pytest.raises(ConfigurationError, match=r"http\.host: .*no login yet; use 127\.0\.0\.1"):
+    with pytest.raises(ConfigurationError, match=r"http\.host: .*give http\.certificate, .*or use 127\.0\.0\.1"):
         load(("host: 127.0.0.1", f'host: "{host}"'))
 
 
@@ -88,3 +88,46 @@ def test_this_machine_alone_is_fine(load, host):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(ConfigurationError, match=r"nothing\.yaml: cannot be read"):
         load_cloud(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("http", "access", "text"),
+    [
+        ("port: 8080, certificate: a.pem", "{}", "certificate and key go together"),
+        ('port: 8080, public_url: "http://console.example.org"', "{}", "has to be https"),
+        ('port: 8080, public_url: "https://console.example.org"', "{demo: true}", "everybody would be admin"),
+        ("port: 8080", "{tenants: {fleet: [home-1]}}", "leave it out"),
+        ("port: 8080", "{tenants: {Acme Ltd: []}}", "tenants"),
+        ("port: 8080", '{oidc: {issuer: "http://id.example.org", client_id: x, groups: []}}', "has to be https"),
+    ],
+)
+def test_a_door_that_would_stand_open_is_refused(load, http, access, text):
+    with pytest.raises(ConfigurationError, match=text):
+        load(("port: 8080", http), ("keys: keys", f"keys: keys\naccess: {access}"))
+
+
+def test_a_fleet_behind_tls_is_taken(load):
+    found = load(
+        ("port: 8080", 'port: 8443, certificate: a.pem, key: a.key, public_url: "https://console.example.org"'),
+        ("host: 127.0.0.1", "host: 0.0.0.0"),
+        ("keys: keys", "keys: keys\naccess: {tenants: {acme: [home-1]}, idle_min: 15}"),
+    )
+    assert found.model.http.certificate.is_absolute()
+    assert found.model.access.tenants == {"acme": ("home-1",)}
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("a2a: {port: 8090, tokens: t.json, host: 10.0.0.1}", "without TLS"),
+        ("a2a: {port: 8090, tokens: t.json, client_ca: ca.pem}", "without TLS"),
+        ("a2a: {port: 8090, tokens: t.json, certificate: c.pem}", "go together"),
+        ("a2a: {port: 8090}", "tokens"),
+    ],
+    ids=["beyond loopback", "client certificates", "no key", "no callers"],
+)
+def test_a2a_over_http_is_safe_or_an_error(tmp_path, lines, said):
+    path = tmp_path / "cloud.yaml"
+    path.write_text(f"{FILE}{lines}\n")
+    with pytest.raises(ConfigurationError, match=said):
+        load_cloud(path)

@@ -45,6 +45,59 @@ def frame_of(key, start_ns, make_interval):
 
 
 @pytest.mark.timeout(280)
+@pytest.mark.parametrize("kills", [15, pytest.param(220, marks=pytest.mark.long)])
+def test_two_workers_over_one_store_one_killed_while_the_other_works(tmp_path, midnight_ns, make_interval, kills):
+    """What a killed worker had is given to the other; what both were given, for its acknowledgement was lost, is there once."""
+    rng = random.Random(kills)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ingest_writer"])
+    acknowledged: Counter = Counter()
+    waiting: list = []
+    following: Counter = Counter()
+    workers: list = []
+    for _ in range(kills):
+        while len(workers) < 2:
+            here, there = context.Pipe()
+            latest = ingest_writer.hours_later(midnight_ns, 3 + max(following.values(), default=0) // 6)
+            process = context.Process(
+                target=ingest_writer.work, args=(there, str(tmp_path), latest, False), daemon=True
+            )
+            process.start()
+            there.close()
+            workers.append((process, here))
+        while len(waiting) < 40:
+            site, stream = rng.choice(SITES), rng.choice(("points", "points", "records"))
+            waiting.append((site, stream, following[site, stream]))
+            following[site, stream] += 1
+        old = rng.sample(sorted(acknowledged), min(5, len(acknowledged)))
+        for key in rng.sample(waiting, len(waiting)) + old:
+            frame = frame_of(key, midnight_ns, make_interval)
+            for _, pipe in workers if rng.random() < 0.2 else [rng.choice(workers)]:
+                pipe.send((key[0], key[1], frame))
+        got = [take(pipe, acknowledged, 20.0) for _, pipe in workers]
+        assert any(got), "neither worker answered at all"
+        deadline = time.monotonic() + rng.random() * 0.03
+        while (left := deadline - time.monotonic()) > 0 and any(
+            take(pipe, acknowledged, left / 2) for _, pipe in workers
+        ):
+            pass
+        victim, pipe = workers.pop(rng.randrange(2))
+        victim.kill()
+        victim.join()
+        while take(pipe, acknowledged, 0):
+            pass
+        pipe.close()
+        waiting = [key for key in waiting if key not in acknowledged]
+    for process, pipe in workers:
+        process.kill()
+        process.join()
+        while take(pipe, acknowledged, 0):
+            pass
+        pipe.close()
+    check(tmp_path, acknowledged, following, midnight_ns)
+
+
+@pytest.mark.timeout(280)
 @pytest.mark.parametrize("kills", [25, pytest.param(220, marks=pytest.mark.long)])
 def test_what_was_acknowledged_is_stored_once_wherever_ingest_is_killed(tmp_path, midnight_ns, make_interval, kills):
     rng = random.Random(kills)

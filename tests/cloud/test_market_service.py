@@ -391,3 +391,27 @@ async def test_orders_of_another_area_are_not_touched(trading, slot_ns):
     assert result.reason is RejectReason.UNKNOWN_PRODUCT
     assert (await trading.ask("bob", OrderCancel(participant_id="bob", area_id="elsewhere"))).results == ()
     assert len(trading.service.engine.slots[slot_ns].live) == 1
+
+
+async def test_trading_products_are_in_the_store_while_they_trade(area, clock, slot_ns, messenger, background):
+    area.rules = {"mechanism": "continuous"}
+    area.service = area.started()
+    background(area.service.run())
+    await area.order("ann", "buy", 400, 3000, slot_ns)
+    await area.order("bob", "sell", 300, 1000, slot_ns)
+    await clock.advance(60)
+    (product,) = area.store.query(Table.MARKET_DATA, "area-1#products", 0, 2**62)
+    assert product.time_ns == slot_ns
+    assert (product.data["status"], product.data["close_ticks"], product.data["volume_wh"]) == ("continuous", 3000, 300)
+    assert product.data["bids"] == [{"price_ticks": 3000, "quantity_wh": 100, "orders": 1}]
+    (trade,) = area.store.query(Table.TRADE_DATA, "area-1#trades", 0, 2**62)
+    (candle,) = area.store.query(Table.MARKET_DATA, "area-1#ohlcv", 0, 2**62)
+    assert (trade.data["quantity_wh"], candle.data["volume_wh"], candle.id) == (300, 300, str(slot_ns))
+    (seen,) = [one for one in messenger.emitted if isinstance(one, MarketData)][-1].products
+    (public,) = seen.recent
+    assert (public.id, public.price_ticks, public.quantity_wh) == (trade.id, 3000, 300)
+    assert "ann" not in str(seen), "no names"
+    puts = []
+    area.service._store = type("Watch", (), {"put": lambda self, table, items: puts.append(items)})()
+    await clock.advance(120)
+    assert puts == [], "what has not changed is not written again"

@@ -91,7 +91,9 @@ def test_the_reserve_follows_the_grid():
         ).reserve_soc_percent
 
     assert reserve() == 5.0
-    assert reserve(battery_wh=8000.0) == 10.0
+    assert reserve(battery_wh=8000.0) == 5.0
+    assert reserve(battery_wh=8000.0, settings={"peak_reserve": 0.2}) == 20.0, "what was learned"
+    assert reserve(battery_wh=0.0, grid_status="emergency") == 5.0
     assert reserve(grid_status="alert") == 20.0
     assert reserve(grid_status="emergency") == 50.0
 

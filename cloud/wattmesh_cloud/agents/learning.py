@@ -47,7 +47,7 @@ PARAMETERS: dict[str, Parameter] = {
     "peak_reserve": Parameter(
         agent="producer",
         meaning="share of the battery kept for the peaks above the limit",
-        default=0.1,
+        default=0.05,
         values=(0.05, 0.1, 0.2),
     ),
     "response_share": Parameter(

@@ -6,6 +6,9 @@ nanoseconds. ``None`` means not known.
 
 from __future__ import annotations
 
+import dataclasses
+import types
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -207,4 +210,34 @@ def plain(value: Any) -> Any:
         return [plain(one) for one in value]
     if hasattr(value, "__dataclass_fields__"):
         return {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    return value
+
+
+def restored(kind: Any, value: Any) -> Any:
+    """A situation, or a part of one, from its plain values (:func:`plain`); a row may be ``{repeat: [[count, value], …]}``.
+
+    Raises:
+        ValueError: Values that are not of the type.
+    """
+    origin = typing.get_origin(kind)
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        unknown = set(value) - set(hints)
+        if unknown:
+            raise ValueError(f"no field {', '.join(sorted(unknown))}")
+        return kind(**{name: restored(hints[name], one) for name, one in value.items()})  # type: ignore[operator]
+    if origin is tuple:
+        item, *others = typing.get_args(kind)
+        if isinstance(value, Mapping):
+            value = [one for count, one in value["repeat"] for _ in range(count)]
+        kinds = [item] * len(value) if others in ([Ellipsis], []) else [item, *others]
+        return tuple(restored(each, one) for each, one in zip(kinds, value, strict=True))
+    if origin is not None and isinstance(value, Mapping):
+        return {key: restored(typing.get_args(kind)[1], one) for key, one in value.items()}
+    if origin in (typing.Union, types.UnionType) and value is not None:
+        return restored(next(one for one in typing.get_args(kind) if one is not types.NoneType), value)
+    if kind is float and isinstance(value, int):
+        return float(value)
+    if value is not None and kind in (int, float, str, bool) and not isinstance(value, kind):
+        raise ValueError(f"{value!r} is no {kind.__name__}")
     return value

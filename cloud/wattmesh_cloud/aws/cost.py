@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 
 DAYS = 30
+ALARMS = 7
+"""In ``services.yaml``."""
 SECONDS = DAYS * 86_400
 
 
@@ -98,6 +100,12 @@ def site_month(load: SiteLoad, prices: Prices | None = None, *, basic_ingest: bo
         connection=SECONDS / 60 * price.connection_minute,
         control=control * price.message,
     )
+
+
+def fixed_month(standby: bool) -> dict[str, float]:
+    """What a deployment costs whatever its sites do: its key, alarms and dashboard, in both regions where there are two."""
+    regions = 2 if standby else 1
+    return {"key": 1.00 * regions, "alarms": 0.10 * ALARMS * regions, "dashboard": 3.00 * regions}
 
 
 def fleet_month(sites: int, load: SiteLoad, prices: Prices | None = None) -> dict[str, float]:

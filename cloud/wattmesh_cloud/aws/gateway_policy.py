@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 THING = "${iot:Connection.Thing.ThingName}"
-RULE = "wattmesh_telemetry"
 _AGENT = "gateway"
 
 
@@ -51,8 +50,8 @@ def receives(org: str, site: str) -> list[str]:
     ]
 
 
-def iot_policy(org: str, region: str, account: str) -> dict[str, Any]:
-    """AWS IoT Core's policy of all gateways."""
+def iot_policy(org: str, region: str, account: str, rule: str) -> dict[str, Any]:
+    """AWS IoT Core's policy of all gateways; ``rule`` takes their telemetry by Basic Ingest."""
     arn = f"arn:aws:iot:{region}:{account}"
 
     def topics(names: list[str], kind: str = "topic") -> list[str]:
@@ -73,7 +72,7 @@ def iot_policy(org: str, region: str, account: str) -> dict[str, Any]:
                 "Sid": "PublishInItsOwnName",
                 "Effect": "Allow",
                 "Action": "iot:Publish",
-                "Resource": topics([*publishes(org, THING), f"$aws/rules/{RULE}/{telemetry(org, THING)}"]),
+                "Resource": topics([*publishes(org, THING), f"$aws/rules/{rule}/{telemetry(org, THING)}"]),
                 "Condition": attached,
             },
             {

@@ -171,6 +171,11 @@ class HourlyForecaster:
         for column, value in ((self._load, load), (self._pv, pv)):
             column.amend(at, value)
 
+    def refit_soon(self) -> None:
+        """Fit anew with the next forecast instead of at the end of the week."""
+        if self._fitted_at >= 0:
+            self._fitted_at = min(self._fitted_at, self.known - self._refit_h)
+
     def issue(self, hour: Sequence[int] | Numbers, weekday: Sequence[int] | Numbers) -> dict[str, Quantiles] | None:
         """Forecast the hours that follow what is known; none before the warm-up is over.
 

@@ -37,6 +37,7 @@ class LearnedSite:
         self._zone = zone
         self._model = HourlyForecaster(LEVELS, leads=horizon_h + 1)
         self._first_ns = 0
+        self._refitted_ns = 0
         self.reasons: Mapping[str, tuple[str, ...]] = {}
 
     def learn(self, past: Past, now_ns: int) -> None:
@@ -75,7 +76,15 @@ class LearnedSite:
         if issued is None:
             return None
         self.reasons = {f"{name}_wh": quantiles.reasons for name, quantiles in issued.items()}
-        return {f"{name}_wh": _quarters(issued[name].values * 1000)[skip : skip + slots] for name in ("load", "pv")}
+        return {f"{name}_wh": quarters(issued[name].values * 1000)[skip : skip + slots] for name in ("load", "pv")}
+
+    def refit_soon(self, now_ns: int) -> bool:
+        """Fit anew with the next forecast, at most once a day; whether it will."""
+        if now_ns - self._refitted_ns < 24 * HOUR_NS:
+            return False
+        self._refitted_ns = now_ns
+        self._model.refit_soon()
+        return True
 
     def shares(self) -> dict[str, float]:
         """Share of the seasonal quantiles, by quantity."""
@@ -94,7 +103,7 @@ def _hour(past: Past, hour_ns: int) -> tuple[float, float] | None:
     return sum(q[0] for q in quarters if q) / 1000, sum(q[1] for q in quarters if q) / 1000
 
 
-def _quarters(table: Array) -> Array:
+def quarters(table: Array) -> Array:
     """Hours × levels to quarters × levels; each hour's energy is kept."""
     middle = table[:, table.shape[1] // 2]
     before, after = np.concatenate([middle[:1], middle[:-1]]), np.concatenate([middle[1:], middle[-1:]])

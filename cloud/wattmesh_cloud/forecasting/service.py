@@ -1,8 +1,9 @@
 """The forecasting agent: load and PV of every site, each hour, stored with their issue time and told to the sites.
 
-Two models forecast side by side and are scored on what was metered. The seasonal one is in charge until the learned one has had
-the smaller pinball loss for a day; whichever falls behind loses its place again. Persistence (the same quarter hour of the day
-before) is scored beside them.
+Models forecast side by side and are scored on what was metered. The seasonal one is in charge until another has had the smaller
+pinball loss over a day of common slots; whichever falls behind loses its place again. Persistence (the same quarter hour of the day
+before) is scored beside them. A model that does much worse than in the days before is taught anew at once, beside its schedule; a
+site's forecasts are made anew inside the hour when three metered quarter hours in a row were outside what was held likely.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import asyncio
 import csv
 import logging
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from wattmesh_a2a.alarms import Alarm, Severity
@@ -29,6 +31,15 @@ from wattmesh_a2a.messenger import Messenger
 from wattmesh_cloud.forecasting.config import ForecastingConfig
 from wattmesh_cloud.forecasting.learned import LearnedSite
 from wattmesh_cloud.forecasting.model import LEVELS, Array, Model, SeasonalQuantiles
+from wattmesh_cloud.forecasting.scores import Scores
+from wattmesh_cloud.forecasting.side import NAME as SIDE_MODEL
+from wattmesh_cloud.forecasting.side import Key, SideForecasts
+from wattmesh_cloud.forecasting.similar import NAME as SIMILAR_SITES
+from wattmesh_cloud.forecasting.similar import borrowed
+from wattmesh_cloud.forecasting.weather import Place
+from wattmesh_cloud.forecasting.weather_pv import NAME as WEATHER_PV
+from wattmesh_cloud.forecasting.weather_pv import weather_pv
+from wattmesh_cloud.forecasting.weather_service import WeatherDesk
 from wattmesh_cloud.store.base import Item, JsonValue, Store, Table
 
 log = logging.getLogger(__name__)
@@ -41,10 +52,9 @@ _LEARNED_HISTORY_SLOTS = 200 * _SLOTS_A_DAY
 _SCORES = 2000
 QUANTITIES = ("load_wh", "pv_wh")
 PERSISTENCE = "persistence-24h"
-_SCORED_SLOTS = 7 * _SLOTS_A_DAY
-_EVIDENCE_SLOTS = _SLOTS_A_DAY
-_BETTER = 0.98
-"""Loss against the model in charge from which on another takes its place."""
+_MISSES = 3
+"""Quarter hours in a row outside what was held likely (10 to 90 %) after which a site's forecast is made anew."""
+_SKILL_EVERY_NS = 86_400 * NS_PER_S
 _LOOK_AHEAD = 24
 """Quarter hours in which a changed forecast matters to a plan."""
 _ALERTS = 50
@@ -79,6 +89,9 @@ class ForecastingService:
         history: Folder of ``SITE.csv`` files (``slot_start_utc,load_wh,pv_wh``), read at every start.
         model: Makes the forecasts, alone; left out, the seasonal model and its challenger do.
         zone: Of the sites' clocks.
+        weather: Weather of the sites' places; none for none.
+        places: Where a site is.
+        observations: Price, flexibility and frequency of the quarter hour that has just ended.
     """
 
     def __init__(
@@ -93,6 +106,9 @@ class ForecastingService:
         history: Path | None = None,
         model: Model | None = None,
         zone: tzinfo = UTC,
+        weather: WeatherDesk | None = None,
+        places: Callable[[str], Place | None] = lambda site: None,
+        observations: Callable[[int], Mapping[Key, float]] = lambda slot_ns: {},
     ) -> None:
         del state
         self._config = config
@@ -106,7 +122,18 @@ class ForecastingService:
         self._learned: dict[str, LearnedSite] = {}
         self._candidates: dict[str, dict[str, dict[str, Forecast]]] = defaultdict(dict)
         """By site, quantity and model: the newest of each."""
-        self._losses: dict[tuple[str, str], dict[str, deque[float]]] = defaultdict(dict)
+        self.scores: dict[tuple[str, str], Scores] = defaultdict(Scores)
+        """By site and quantity."""
+        self._misses: dict[tuple[str, str], int] = defaultdict(int)
+        self._early: set[str] = set()
+        """Sites whose forecast is to be made anew before its time."""
+        self._weather, self._places = weather, places
+        self._observations = observations
+        self.side = SideForecasts()
+        self._weather_reasons: dict[str, tuple[str, ...]] = {}
+        self._skill_day = -1
+        self.retrained = 0
+        self.early = 0
         self.in_charge: dict[tuple[str, str], str] = {}
         """Model by site and quantity; the seasonal one where nothing is said."""
         self.alerts: deque[Alarm] = deque(maxlen=_ALERTS)
@@ -139,11 +166,24 @@ class ForecastingService:
             median = median_of(forecast, message.slot_start_ns) if forecast is not None else None
             if median is not None:
                 self._errors[quantity].append(abs(actual - median))
+            if forecast is not None:
+                self._watch(site, forecast, message.slot_start_ns, float(actual))
+
+    def _watch(self, site: str, forecast: Forecast, slot_ns: int, actual: float) -> None:
+        """Count quarter hours in a row that were not held likely; enough of them make a new forecast before its time."""
+        index = (slot_ns - forecast.start_ns) // _SLOT_NS
+        if not 0 <= index < len(forecast.values):
+            return
+        row, key = forecast.values[index], (site, forecast.quantity)
+        self._misses[key] = 0 if row[0] <= actual <= row[-1] else self._misses[key] + 1
+        if self._misses[key] >= _MISSES:
+            self._misses[key] = 0
+            self._early.add(site)
 
     def _score(self, site: str, quantity: str, slot_ns: int, actual: float) -> None:
         """Add the loss of every model that had forecast this slot, and see who is in charge.
 
-        Only forecasts that began with or before the slot count; a reading that comes again is scored again.
+        Only forecasts that began with or before the slot count; a reading that comes again is scored in the place of the first.
         """
         rows: dict[str, tuple[Sequence[float], Sequence[float]]] = {}
         for name, forecast in self._candidates[site].get(quantity, {}).items():
@@ -154,33 +194,32 @@ class ForecastingService:
         if not rows or before is None:
             return
         rows[PERSISTENCE] = ([before[QUANTITIES.index(quantity)]] * len(LEVELS), LEVELS)
-        losses = self._losses[site, quantity]
-        for name, (values, levels) in rows.items():
-            losses.setdefault(name, deque(maxlen=_SCORED_SLOTS)).append(pinball_loss(actual, values, levels))
+        scores = self.scores[site, quantity]
+        scores.add(slot_ns, {name: pinball_loss(actual, values, levels) for name, (values, levels) in rows.items()})
         champion = self.in_charge.get((site, quantity), self._model.name)
         for name in rows:
-            if name not in (champion, PERSISTENCE) and self._beats(losses, name, champion):
-                self.in_charge[site, quantity] = name
-                log.info("%s of %s: %s takes the place of %s", quantity, site, name, champion)
-
-    @staticmethod
-    def _beats(losses: Mapping[str, deque[float]], name: str, champion: str) -> bool:
-        """Over the slots that both have forecast."""
-        count = min(len(losses[name]), len(losses.get(champion, ())))
-        if count < _EVIDENCE_SLOTS:
-            return False
-        mine, theirs = list(losses[name])[-count:], list(losses[champion])[-count:]
-        return sum(mine) < _BETTER * sum(theirs)
+            if name not in (champion, PERSISTENCE) and scores.beats(name, champion):
+                self.in_charge[site, quantity] = champion = name
+                log.info("%s of %s: %s is in charge now", quantity, site, name)
 
     async def run(self) -> None:
         """Issue forecasts for ever; the first at once."""
         every = self._config.issue_every_s * NS_PER_S
         with self._clock.runner():
             await self._load()
+            due = self._clock.monotonic_ns()
             while True:
-                await self._issue()
                 now = self._clock.monotonic_ns()
-                await self._clock.sleep_until_ns(now - now % every + every)
+                utc = self._clock.utc_ns()
+                self.side.observe(utc - utc % _SLOT_NS - _SLOT_NS, self._observations(utc - utc % _SLOT_NS - _SLOT_NS))
+                if now >= due:
+                    due = now - now % every + every
+                    await self._issue()
+                elif self._early:
+                    self.early += len(self._early)
+                    await self._issue(tuple(sorted(self._early)))
+                step = min(every, _SLOT_NS)
+                await self._clock.sleep_until_ns(now - now % step + step)
 
     async def finish(self) -> None:
         """End what is under way."""
@@ -203,28 +242,93 @@ class ForecastingService:
                 if item.id == "interval":
                     self.on_record(partition, message_from_json("wattmesh.metering.interval.v1", dict(item.data)))
 
-    async def _issue(self) -> None:
+    async def _issue(self, only: tuple[str, ...] | None = None) -> None:
+        """New forecasts of all sites, or of some before their time."""
         now = self._clock.utc_ns()
-        for site in sorted(self._past):
+        self._early.difference_update(only or self._past)
+        if self._weather is not None:
+            places = {site: place for site in sorted(self._past) if (place := self._places(site)) is not None}
+            await self._weather.refresh(places, now)
+        for site in sorted(self._past) if only is None else only:
             if self._learns and site not in self._learned:  # a long history teaches it before the rest is forgotten
                 await asyncio.to_thread(self._learned_of, site, dict(self._past[site]), now)
             self._forget(site, now)
             past = dict(self._past[site])  # a copy: records arrive on the loop while the thread computes
             forecasts = await asyncio.to_thread(self._forecasts_of, site, past, now)
-            learned = await asyncio.to_thread(self._learned_of, site, past, now) if self._learns else ()
-            forecasts = self._chosen(site, forecasts, learned)
+            rivals = await asyncio.to_thread(self._rivals_of, site, past, now)
+            forecasts = self._chosen(site, forecasts, rivals)
             if not forecasts:
                 continue
             await self._alert(site, forecasts, now)
             self.latest[site] = {forecast.quantity: forecast for forecast in forecasts}
-            items = [
-                Item(partition=site, time_ns=now, id=forecast.quantity, data=_data(forecast)) for forecast in forecasts
-            ]
-            await asyncio.to_thread(self._store.put, Table.FORECAST_DATA, items)
-            self.issued += len(forecasts)
-            task = asyncio.get_running_loop().create_task(self._send(site, ForecastIssued(forecasts=forecasts)))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            await self._keep(site, forecasts, now)
+            self._spawn(self._send(site, ForecastIssued(forecasts=forecasts)))
+        if only is None:
+            await self._issue_side(now)
+            await self._keep_skill(now)
+
+    def _rivals_of(self, site: str, past: Mapping[int, tuple[float, float]], now_ns: int) -> tuple[Forecast, ...]:
+        """What stands beside the seasonal model: the learned one, one by weather, and one by similar sites; on a thread."""
+        if not self._learns:
+            return ()
+        found = list(self._learned_of(site, past, now_ns))
+        start, slots = now_ns - now_ns % _SLOT_NS, self._config.horizon_s // SLOT_S
+        by_weather = self._weather_pv(site, past, now_ns)
+        if by_weather is not None:
+            found.append(_forecast(site, "pv_wh", now_ns, start, by_weather, WEATHER_PV))
+        if past and len(past) < 7 * _SLOTS_A_DAY:
+            others = {name: dict(one) for name, one in list(self._past.items()) if name != site}
+            for which, quantity in enumerate(QUANTITIES):
+                table = borrowed(past, others, which, start, slots, self._model)
+                if table is not None:
+                    found.append(_forecast(site, quantity, now_ns, start, table, SIMILAR_SITES))
+        return tuple(found)
+
+    def _weather_pv(self, site: str, past: Mapping[int, tuple[float, float]], now_ns: int) -> Array | None:
+        place = self._places(site)
+        if self._weather is None or place is None:
+            return None
+        expected, self._weather_reasons[site] = self._weather.at(place, now_ns)
+        if not expected:
+            return None
+        then = self._weather.past(site, now_ns - 22 * _SLOTS_A_DAY * _SLOT_NS, now_ns)
+        start = now_ns - now_ns % _SLOT_NS
+        return weather_pv(past, then, expected, start, self._config.horizon_s // SLOT_S, LEVELS, self._zone)
+
+    async def _issue_side(self, now: int) -> None:
+        """Price, flexibility and frequency risk: stored, and told to whoever listens."""
+        found = await asyncio.to_thread(self.side.issue, now, _LOOK_AHEAD * 4)
+        for owner in sorted({one.site_id for one in found}):
+            await self._keep(owner, [one for one in found if one.site_id == owner], now)
+        for one in found:
+            try:
+                await self._messenger.emit(
+                    ForecastIssued(forecasts=(one,)),
+                    as_agent=self.address,
+                    valid_for_s=float(self._config.issue_every_s),
+                )
+            except WattmeshError as error:
+                log.info("forecast of %s not told: %s", one.quantity, error)
+                return
+
+    async def _keep(self, owner: str, forecasts: Sequence[Forecast], now: int) -> None:
+        items = [Item(partition=owner, time_ns=now, id=one.quantity, data=_data(one)) for one in forecasts]
+        await asyncio.to_thread(self._store.put, Table.FORECAST_DATA, items)
+        self.issued += len(forecasts)
+
+    async def _keep_skill(self, now: int) -> None:
+        """Once a day: how much better than persistence each model was over the last week, for whoever asks later."""
+        if now // _SKILL_EVERY_NS == self._skill_day:
+            return
+        self._skill_day = now // _SKILL_EVERY_NS
+        data: dict[str, JsonValue] = {"skill": self._skill(), "in_charge": self._in_charge()}
+        item = Item(partition="forecasting#skill", time_ns=now, id="skill", data=data)
+        await asyncio.to_thread(self._store.put, Table.FORECAST_DATA, [item])
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _learned_of(self, site: str, past: Mapping[int, tuple[float, float]], now_ns: int) -> tuple[Forecast, ...]:
         """The challenger's forecasts; none while it knows too little."""
@@ -232,20 +336,25 @@ class ForecastingService:
         model = self._learned.setdefault(site, LearnedSite(self._zone, horizon_h))
         start = now_ns - now_ns % _SLOT_NS
         model.learn(past, now_ns)
+        if any(self.scores[site, quantity].drifted(model.name) for quantity in QUANTITIES) and model.refit_soon(now_ns):
+            self.retrained += 1
+            log.info("%s: the learned model has drifted and is fitted anew", site)
         tables = model.predict(start, self._config.horizon_s // SLOT_S)
         if tables is None:
             return ()
         return tuple(_forecast(site, quantity, now_ns, start, tables[quantity], model.name) for quantity in QUANTITIES)
 
-    def _chosen(self, site: str, seasonal: tuple[Forecast, ...], learned: tuple[Forecast, ...]) -> tuple[Forecast, ...]:
+    def _chosen(self, site: str, seasonal: tuple[Forecast, ...], rivals: tuple[Forecast, ...]) -> tuple[Forecast, ...]:
         """Of each quantity the forecast of the model in charge; a quantity the seasonal model knows nothing of is left out."""
-        others = {forecast.quantity: forecast for forecast in learned}
         result = []
         for forecast in seasonal:
-            rival = others.get(forecast.quantity)
-            mine = {forecast.model: forecast} | ({rival.model: rival} if rival is not None else {})
+            mine = {forecast.model: forecast}
+            mine |= {one.model: one for one in rivals if one.quantity == forecast.quantity}
             self._candidates[site][forecast.quantity] = mine
-            result.append(mine.get(self.in_charge.get((site, forecast.quantity), ""), forecast))
+            name = self.in_charge.get((site, forecast.quantity))
+            if name is None and SIMILAR_SITES in mine:
+                name = SIMILAR_SITES  # a site's own first days say little of its next ones
+            result.append(mine.get(name or "", forecast))
         return tuple(result)
 
     async def _alert(self, site: str, forecasts: Sequence[Forecast], now: int) -> None:
@@ -311,24 +420,23 @@ class ForecastingService:
     def reasons(self, site: str) -> tuple[str, ...]:
         """Why a site's forecasts are wider than usual; empty when nothing was wrong."""
         model = self._learned.get(site)
-        if model is None:
-            return ()
-        return tuple(f"{quantity}: {reason}" for quantity, found in model.reasons.items() for reason in found)
+        known = {} if model is None else model.reasons
+        own = tuple(f"{quantity}: {reason}" for quantity, found in known.items() for reason in found)
+        return own + self._weather_reasons.get(site, ())
 
     def health(self, site: str, now_ns: int) -> Health:
         """What a supervisor looks at."""
         latest, past = self.latest.get(site, {}), self._past.get(site)
         errors, means, scored, charge = {}, {}, {}, {}
         for quantity in QUANTITIES:
-            losses = self._losses.get((site, quantity), {})
+            scores = self.scores[site, quantity]
+            losses = scores.common(scores.models())
             name = self.in_charge.get((site, quantity), self._model.name)
             count = min((len(one) for one in losses.values()), default=0)
             charge[quantity], scored[quantity] = name, count
             if count:
-                means[quantity] = {
-                    model: float(np.mean(list(one)[-count:])) for model, one in losses.items() if model != PERSISTENCE
-                }
-            own = list(losses.get(name, ()))
+                means[quantity] = {model: float(np.mean(one)) for model, one in losses.items() if model != PERSISTENCE}
+            own = scores.of(name)
             if len(own) > _SLOTS_A_DAY:
                 errors[quantity] = (float(np.mean(own[-_SLOTS_A_DAY:])), float(np.mean(own)))
         model = self._learned.get(site)
@@ -384,7 +492,10 @@ class ForecastingService:
             "model": self._model.name,
             "mean_error_wh": errors,
             "skill": self._skill(),
-            "in_charge": {f"{site} {quantity}": name for (site, quantity), name in sorted(self.in_charge.items())},
+            "in_charge": self._in_charge(),
+            "retrained": self.retrained,
+            "early": self.early,
+            "weather": self._weather.snapshot() if self._weather is not None else None,
             "widened": {
                 f"{site} {quantity}": list(reasons)
                 for site, model in sorted(self._learned.items())
@@ -396,17 +507,21 @@ class ForecastingService:
 
     def _skill(self) -> dict[str, JsonValue]:
         """1 − loss over persistence's loss, of each quantity and model, over all sites' last week; above 0 is better."""
-        sums: dict[tuple[str, str], float] = defaultdict(float)
-        for (_, quantity), losses in self._losses.items():
-            count = min(len(one) for one in losses.values())
-            for name, one in losses.items():
-                sums[quantity, name] += sum(list(one)[-count:]) if count else 0.0
-        result: dict[str, JsonValue] = {}
-        for (quantity, name), total in sorted(sums.items()):
-            peer = sums[quantity, PERSISTENCE]
-            if name != PERSISTENCE and peer > 0:
-                result[f"{quantity} {name}"] = round(1 - total / peer, 3)
-        return result
+        sums: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
+        for (_, quantity), scores in self.scores.items():
+            for name in scores.models():
+                both = scores.common((name, PERSISTENCE))
+                sums[quantity, name][0] += sum(both[name])
+                sums[quantity, name][1] += sum(both[PERSISTENCE])
+        result: dict[str, JsonValue] = {
+            f"{quantity} {name}": round(1 - own / peer, 3)
+            for (quantity, name), (own, peer) in sorted(sums.items())
+            if name != PERSISTENCE and peer > 0
+        }
+        return result | {f"{name} {SIDE_MODEL}": value for name, value in self.side.skill().items()}
+
+    def _in_charge(self) -> dict[str, JsonValue]:
+        return {f"{site} {quantity}": name for (site, quantity), name in sorted(self.in_charge.items())}
 
 
 def pinball_loss(actual: float, values: Sequence[float], levels: Sequence[float]) -> float:

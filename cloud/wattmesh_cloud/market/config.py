@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
 from wattmesh_a2a.config_file import StrictModel
+from wattmesh_a2a.errors import ConfigurationError
 from wattmesh_a2a.tariff_file import TariffModel
 
 
@@ -50,6 +52,11 @@ class MarketConfig(StrictModel):
     )
     halt_without_forecast_s: int | None = Field(default=None, gt=0, description="halt when no forecast is this young")
     halt_s: int = Field(default=120, gt=0)
+    keep_days: int = Field(
+        default=31,
+        ge=22,
+        description="then a slot is archived: 14 days for late readings and 7 more as substitutes' history",
+    )
     tariff: TariffModel
     participants: tuple[ParticipantModel, ...] = Field(min_length=1)
 
@@ -66,3 +73,19 @@ class MarketConfig(StrictModel):
             if names.count(name) > 1:
                 raise ValueError(f"participant {name!r} stands twice")
         return self
+
+
+def check_areas(configs: Sequence[MarketConfig]) -> None:
+    """Raises :class:`ConfigurationError` when two areas share a name or a participant."""
+    seen: dict[str, str] = {}
+    names: set[str] = set()
+    for config in configs:
+        if config.area in names:
+            raise ConfigurationError(f"market area {config.area!r} stands twice; each has its own journal and writer")
+        names.add(config.area)
+        for one in config.participants:
+            if one.id in seen:
+                raise ConfigurationError(
+                    f"participant {one.id!r} stands in the areas {seen[one.id]!r} and {config.area!r}; a site trades in one"
+                )
+            seen[one.id] = config.area

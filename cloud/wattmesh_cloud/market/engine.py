@@ -17,6 +17,7 @@ from wattmesh_a2a.messages import Commitment, OrderResult
 from wattmesh_a2a.tariff import Tariff, price_ticks
 
 from wattmesh_cloud.market import book as kernel
+from wattmesh_cloud.market.archive import Sums
 from wattmesh_cloud.market.book import Book
 from wattmesh_cloud.market.config import MarketConfig
 from wattmesh_cloud.market.ledger import GRID_OPERATOR, IMBALANCE, LEVIES, RETAILER, Ledger
@@ -30,6 +31,8 @@ _BUY, _SELL = Side.BUY, Side.SELL  # a look at an enumeration's class costs more
 _LIMIT, _MARKET = OrderKind.LIMIT, OrderKind.MARKET
 _FILLED, _PARTIALLY = OrderStatus.FILLED, OrderStatus.PARTIALLY_FILLED
 OPERATOR = "operator"
+_REMEMBER_PAID_NS = 400 * 86_400 * NS
+"""How long a paid event is known, so that it is not paid again."""
 
 _SELF_TRADE = {
     "cancel_newest": kernel.CANCEL_NEWEST,
@@ -66,7 +69,13 @@ class MarketEngine:
         self._chosen = mechanism
         self._owners: dict[str, int] = {}
         self._expiries: list[tuple[int, int, int]] = []
-        self._flexibility: set[str] = set()
+        self._flexibility: dict[str, int] = {}
+        """Event and participant → when it was paid for: once."""
+        self.sums = Sums()
+        """Of the slots that are archived."""
+        self.archived_before_ns = 0
+        self.attic: dict[int, Slot] | None = None
+        """Where archived slots go when somebody wants to see them again; they are no part of the state."""
         self.configure(config)
 
     def configure(self, config: MarketConfig) -> None:
@@ -115,13 +124,16 @@ class MarketEngine:
             if known.placed == order:
                 return known.result()
             return self._refused(order.client_order_id, (RejectReason.DUPLICATE_ID, "known with other contents"))
-        refusal = self.risk.refusal(participant, order, now_ns, halted=self.halted) or self._halt_of(slot, now_ns)
+        halted = self.halted if self.halts else None
+        refusal = self.risk.refusal(participant, order, now_ns, halted=halted) or self._halt_of(slot, now_ns)
         if refusal is None:
-            limit = self._limit(order)
-            worst = order.quantity_wh * max(0, limit if order.side is _BUY else -limit)
-            buy, sell = (order.quantity_wh, 0) if order.side is _BUY else (0, order.quantity_wh)
+            limit, quantity = self._limit(order), order.quantity_wh
+            if order.side is _BUY:
+                change = (quantity, 0, quantity * limit if limit > 0 else 0)
+            else:
+                change = (0, quantity, quantity * -limit if limit < 0 else 0)
             refusal = self._collecting(slot, participant, order, now_ns) or self.risk.over(
-                participant, slot, order.slot_start_ns, (buy, sell, worst), now_ns, self.open
+                participant, slot, order.slot_start_ns, change, now_ns, self.open
             )
         if refusal is not None:
             return self._refused(order.client_order_id, refusal)
@@ -352,7 +364,10 @@ class MarketEngine:
         entry = Entry(order, order, number, limit)
         slot.entries[participant, order.client_order_id] = entry
         slot.live[number] = entry
-        slot.own.setdefault(participant, {})[number] = entry
+        own = slot.own.get(participant)
+        if own is None:
+            own = slot.own[participant] = {}
+        own[number] = entry
         self._open(slot, entry, order.quantity_wh)
         result = self._after(slot, entry, before, now_ns)
         if order.expires_ns is not None and entry.open_wh:
@@ -365,8 +380,9 @@ class MarketEngine:
         assert book is not None
         rested, met_itself, withdrawn = book.rested, book.self_trade, book.withdrawn
         trades = self._book_trades(slot, before, now_ns) if book.fill_count > before else ()
-        for number, _ in withdrawn:
-            self._release(slot, slot.live[number], OrderStatus.CANCELLED)
+        if withdrawn:
+            for number, _ in withdrawn:
+                self._release(slot, slot.live[number], OrderStatus.CANCELLED)
         if not rested and entry.open_wh:
             self._release(slot, entry, OrderStatus.CANCELLED)
         return entry.result(trades, "it met an order of its own participant" if met_itself else "")
@@ -382,8 +398,9 @@ class MarketEngine:
             position.open_buy += change_wh
         else:
             position.open_sell += change_wh
-        exposure = self.risk.exposure
-        exposure[name] = exposure.get(name, 0) + change_wh * entry.cost_ticks
+        if entry.cost_ticks:
+            exposure = self.risk.exposure
+            exposure[name] = exposure.get(name, 0) + change_wh * entry.cost_ticks
 
     def _release(self, slot: Slot, entry: Entry, status: OrderStatus) -> None:
         """An order that has left the book: forget what was open of it."""
@@ -401,46 +418,108 @@ class MarketEngine:
         """The book's new fills as trades: positions, ledger, candles."""
         assert slot.book is not None
         made = []
-        head = f"{self.config.area}-{slot.start_ns // NS}-"
+        area, on_trade = self.config.area, self.on_trade
+        head = f"{area}-{slot.start_ns // NS}-"
         for maker_number, taker_number, price, quantity in slot.book.fills(before):
             maker, taker = slot.live[maker_number], slot.live[taker_number]
             buy, sell = (taker, maker) if taker.buys else (maker, taker)
+            bought, sold = buy.placed, sell.placed
+            buyer, seller = bought.participant_id, sold.participant_id
             trade = Trade(
                 id=f"{head}{len(slot.trades) + 1}",
-                area_id=self.config.area,
+                area_id=area,
                 slot_start_ns=slot.start_ns,
-                buyer_id=buy.placed.participant_id,
-                seller_id=sell.placed.participant_id,
+                buyer_id=buyer,
+                seller_id=seller,
                 quantity_wh=quantity,
                 price_ticks=price,
-                buy_order_id=buy.placed.client_order_id,
-                sell_order_id=sell.placed.client_order_id,
+                buy_order_id=bought.client_order_id,
+                sell_order_id=sold.client_order_id,
             )
-            for entry in (maker, taker):
+            for entry, name in ((buy, buyer), (sell, seller)):
                 self._open(slot, entry, -quantity)
                 entry.filled_wh += quantity
-                if entry.open_wh == 0:
-                    self._release(slot, entry, _FILLED)
-                else:
+                if entry.open_wh:
                     entry.status = _PARTIALLY
-            slot.positions[trade.buyer_id].bought += quantity
-            slot.positions[trade.seller_id].sold += quantity
+                else:
+                    entry.status = _FILLED
+                    del slot.live[entry.number]
+                    del slot.own[name][entry.number]
+            slot.positions[buyer].bought += quantity
+            slot.positions[seller].sold += quantity
             top = price if buy.order.kind is _MARKET else buy.limit_ticks
             bottom = price if sell.order.kind is _MARKET else sell.limit_ticks
             slot.welfare_units += quantity * (top - bottom)
             slot.trade(trade, now_ns)
             self.trades[trade.id] = trade
-            self.ledger.transfer(trade.id, trade.buyer_id, trade.seller_id, quantity * price, "trade")
+            self.ledger.transfer(trade.id, buyer, seller, quantity * price, "trade")
             made.append(trade)
-            if self.on_trade is not None:
-                self.on_trade(trade, maker.placed.participant_id, taker.placed.participant_id)
-        self._watch(slot, made[-1].price_ticks, now_ns)
+            if on_trade is not None:
+                on_trade(trade, maker.placed.participant_id, taker.placed.participant_id)
+        if self._halt_move is not None:
+            self._watch(slot, made[-1].price_ticks, now_ns)
         return tuple(made)
+
+    def _book_closing(self, slot: Slot, before: int, now_ns: int) -> None:
+        """As :meth:`_book_trades`, for the many trades with which a product closes: sums are made once, nobody is told of each."""
+        assert slot.book is not None
+        area, start, live, positions = self.config.area, slot.start_ns, slot.live, slot.positions
+        head, count, welfare = f"{area}-{start // NS}-", len(slot.trades), 0
+        made: list[Trade] = []
+        bookings: list[tuple[str, str, str, int]] = []
+        for one, other, price, quantity in slot.book.fills(before):
+            buy, sell = live[one], live[other]
+            if not buy.buys:
+                buy, sell = sell, buy
+            bought, sold = buy.placed, sell.placed
+            buyer, seller = bought.participant_id, sold.participant_id
+            count += 1
+            name = f"{head}{count}"
+            made.append(
+                Trade(
+                    id=name,
+                    area_id=area,
+                    slot_start_ns=start,
+                    buyer_id=buyer,
+                    seller_id=seller,
+                    quantity_wh=quantity,
+                    price_ticks=price,
+                    buy_order_id=bought.client_order_id,
+                    sell_order_id=sold.client_order_id,
+                )
+            )
+            bookings.append((name, buyer, seller, quantity * price))
+            buy.filled_wh += quantity
+            sell.filled_wh += quantity
+            positions[buyer].bought += quantity
+            positions[seller].sold += quantity
+            top = price if buy.order.kind is _MARKET else buy.limit_ticks
+            welfare += quantity * (top - (price if sell.order.kind is _MARKET else sell.limit_ticks))
+        slot.welfare_units += welfare
+        for trade in made:
+            slot.trade(trade, now_ns)
+            self.trades[trade.id] = trade
+        self.ledger.trades(bookings)
+
+    def _expire_all(self, slot: Slot) -> None:
+        """Nothing is open any more: what was, is filled or has expired."""
+        exposure = self.risk.exposure
+        for name, own in slot.own.items():
+            released = 0
+            for entry in own.values():
+                released += entry.open_wh * entry.cost_ticks
+                entry.status = _FILLED if entry.filled_wh == entry.order.quantity_wh else OrderStatus.EXPIRED
+                entry.open_wh = 0
+            own.clear()
+            if released:
+                exposure[name] -= released
+        slot.live.clear()
+        for position in slot.positions.values():
+            position.open_buy = position.open_sell = 0
 
     def _watch(self, slot: Slot, price: int, now_ns: int) -> None:
         """Halt a product whose last price is too far from that of the window's first trade."""
-        if self._halt_move is None:
-            return
+        assert self._halt_move is not None
         if slot.reference is None or now_ns - slot.reference[1] > self.config.halt_window_s * NS:
             slot.reference = (price, now_ns)
         elif abs(price - slot.reference[0]) > self._halt_move:
@@ -517,9 +596,8 @@ class MarketEngine:
         before = book.fill_count
         price = mechanism.close(book) if mechanism is not None else None
         if book.fill_count > before:
-            self._book_trades(slot, before, slot.start_ns - self._close_ns)
-        for entry in list(slot.live.values()):
-            self._release(slot, entry, OrderStatus.EXPIRED)
+            self._book_closing(slot, before, slot.start_ns - self._close_ns)
+        self._expire_all(slot)
         slot.told = tuple(sorted(people)) if phase is Phase.CLOSED or slot.trades else ()
         slot.offered = (
             len(orders),
@@ -559,6 +637,8 @@ class MarketEngine:
             metered_wh: Import less export; none where no meter reported the whole slot: the stated substitute is taken.
             substituted: Whether the energy is an estimate that a later call may correct.
         """
+        if slot_ns < self.archived_before_ns:
+            return None
         slot = self.slots.setdefault(slot_ns, Slot(slot_ns))
         before = slot.settlements.get(participant)
         substituted = substituted or metered_wh is None
@@ -613,14 +693,14 @@ class MarketEngine:
     def pay_flexibility(self, event_id: str, participant: str, units: int, slot_ns: int | None = None) -> bool:
         """Pay for demand response, once an event and participant; the grid operator pays. Returns whether it was new.
 
-        With a slot it stands in that slot's settlement, which is revised when it was settled before.
+        With a slot it stands in that slot's settlement, which is revised when it was settled before, unless it is archived.
         """
         key = f"{event_id}/{participant}"
         if key in self._flexibility or units < 0:
             return False
-        self._flexibility.add(key)
+        self._flexibility[key] = self.now_ns if slot_ns is None else slot_ns
         self.ledger.transfer(key, GRID_OPERATOR, participant, units, "flexibility")
-        if slot_ns is not None:
+        if slot_ns is not None and slot_ns - slot_ns % self._slot_ns >= self.archived_before_ns:
             start = slot_ns - slot_ns % self._slot_ns
             slot = self.slots.setdefault(start, Slot(start))
             slot.flexibility[participant] = slot.flexibility.get(participant, 0) + units
@@ -631,6 +711,25 @@ class MarketEngine:
                     slot, participant, trades, before.metered_wh, before.method, substituted=before.substituted
                 )
         return True
+
+    def archive(self, before_ns: int) -> int:
+        """Forget slots that delivered before a time, but for their sums: they can be neither traded nor settled any more.
+
+        Returns:
+            How many.
+        """
+        old = [start for start in self.slots if start < before_ns and start not in self.open]
+        for start in old:
+            slot = self.slots.pop(start)
+            self.sums.add(slot)
+            for trade in slot.trades:
+                del self.trades[trade.id]
+            if self.attic is not None:
+                self.attic[start] = slot
+        self.archived_before_ns = max(self.archived_before_ns, before_ns)
+        for key in [key for key, paid_ns in self._flexibility.items() if paid_ns < before_ns - _REMEMBER_PAID_NS]:
+            del self._flexibility[key]
+        return len(old)
 
     # -- the state as a whole
 
@@ -646,7 +745,8 @@ class MarketEngine:
             "halts": dict(self.halts),
             "owners": list(self._owners),
             "expiries": sorted(self._expiries),
-            "flexibility": sorted(self._flexibility),
+            "flexibility": sorted(self._flexibility.items()),
+            "archived": [self.archived_before_ns, self.sums.dump()],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -662,7 +762,8 @@ class MarketEngine:
         self.rejects, self.halts = Counter(state["rejects"]), dict(state["halts"])
         self._owners = {name: code for code, name in enumerate(state["owners"])}
         self._expiries = [(row[0], row[1], row[2]) for row in state["expiries"]]
-        self._flexibility = set(state["flexibility"])
+        self._flexibility = dict(state["flexibility"])
+        self.archived_before_ns, self.sums = state["archived"][0], Sums.restored(state["archived"][1])
 
     def state_hash(self) -> str:
         """A hash of all that matters: equal states, equal hashes."""

@@ -12,10 +12,13 @@ broken block at the end is a write that the machine did not finish: nobody was t
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import logging
+import mmap
 import os
 import struct
 import zlib
@@ -34,7 +37,14 @@ _CHECKED_FROM = 12
 _LENGTH = struct.Struct("<I")
 _LONGEST = 1_000_000
 _GROUP_BYTES = 8_000_000
+_MARK_BYTES = 1_000_000
+"""Between two places from which a reader may begin."""
 START = hashlib.blake2b(b"wattmesh market journal", digest_size=16).digest()
+
+
+def journal_path(state: Path, area: str) -> Path:
+    """Where an area's journal stands in a cloud's state."""
+    return state / f"market-{area}.journal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +76,10 @@ class Journal:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             self._lock()
+            finish_take_over(path)
             self.torn = 0
             self._size, self.count, self.chain = 0, 0, START
+            self._marks: list[tuple[int, int, bytes]] = []
             self._check()
             if self.torn:
                 os.ftruncate(self._file, self._size)
@@ -88,14 +100,23 @@ class Journal:
             raise ConfigurationError(
                 f"{self._path}: another process writes it; one market area has one writer"
             ) from error
+        if not _names(self._path, self._file):
+            raise ConfigurationError(
+                f"{self._path}: another process has just taken it over; one market area has one writer"
+            )
 
     def _check(self) -> None:
-        content = self._path.read_bytes()
-        for block in read_blocks(self._path, content, 0, 0, START):
-            self._size, self.chain = block.end, block.chain
-            self.count = block.first + len(block.bodies)
-        self.torn = len(content) - self._size
-        if self.torn and self._size == 0 and content.strip(b"\0") and content[:4] != _MAGIC[: len(content)]:
+        with mapped(self._path) as content:
+            marked = 0
+            for block in read_blocks(self._path, content, 0, 0, START):
+                self._size, self.chain = block.end, block.chain
+                self.count = block.first + len(block.bodies)
+                if block.end - marked >= _MARK_BYTES:
+                    marked = block.end
+                    self._marks.append((self.count, block.end, block.chain))
+            self.torn = len(content) - self._size
+            start = bytes(content[:4096])
+        if self.torn and self._size == 0 and start.strip(b"\0") and start[:4] != _MAGIC[: len(start)]:
             raise ConfigurationError(
                 f"{self._path}: no journal of a market (format 2); move it away or restore a backup"
             )
@@ -107,18 +128,24 @@ class Journal:
 
     def entries(self, after: int = 0) -> Iterator[dict[str, Any]]:
         """All entries from number ``after`` on."""
-        for block in read_blocks(self._path, self._path.read_bytes(), 0, 0, START):
+        for block in self._blocks(after):
             for number, body in enumerate(block.bodies, block.first):
                 if number >= after:
                     yield json.loads(body)
+
+    def _blocks(self, after: int) -> Iterator[Block]:
+        """The blocks from a mark on that stands before entry ``after``."""
+        count, at, chain = max((mark for mark in self._marks if mark[0] <= after), default=(0, 0, START))
+        with mapped(self._path) as content:
+            yield from read_blocks(self._path, content, at, count, chain, base=0)
 
     def chain_at(self, count: int) -> str | None:
         """The chain, in hex, behind the block that ends with the ``count``-th entry; none when no block ends there."""
         if count == 0:
             return START.hex()
-        for block in read_blocks(self._path, self._path.read_bytes(), 0, 0, START):
-            if block.first + len(block.bodies) == count:
-                return block.chain.hex()
+        for block in self._blocks(count - 1):
+            if block.first + len(block.bodies) >= count:
+                return block.chain.hex() if block.first + len(block.bodies) == count else None
         return None
 
     def append_now(self, entry: dict[str, Any]) -> None:
@@ -179,19 +206,20 @@ class Journal:
         """All of it, durable, or nothing of it.
 
         After a failed ``fdatasync`` nobody knows what is on the disk (the kernel may have dropped the pages), so nothing is
-        written any more until a restart has read the file again.
+        written any more until a restart has read the file again. The same once the file's name is another file's: what was
+        written since then is in no journal, and nobody is told that it was (:func:`take_over`).
         """
         if self._broken is not None:
             raise self._broken
         try:
-            left = memoryview(content)
-            while left:
-                left = left[os.write(self._file, left) :]
+            _write_all(self._file, content)
         except OSError:
             os.ftruncate(self._file, self._size)
             raise
         try:
             os.fdatasync(self._file)
+            if not _names(self._path, self._file):
+                raise OSError(errno.ESTALE, "another writer has taken over; end this one")
         except OSError as error:
             self._broken = error
             raise
@@ -236,6 +264,104 @@ class Follower:
         return found
 
 
+def has_writer(path: Path) -> bool:
+    """Whether a living process holds a journal open for writing."""
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(file)
+
+
+def take_over(path: Path) -> None:
+    """Fence the writer of a journal, whether it is dead, hung or alive: from here on nothing that it writes is acknowledged.
+
+    The journal's name becomes another file's, with the same blocks. A writer looks after each ``fdatasync``, and before it
+    acknowledges, whether the name is still its file's. So whatever it has acknowledged stood in its file before the name
+    changed, and is read from there afterwards. A process that dies in between is made up for by whoever opens the journal next.
+
+    Raises:
+        ConfigurationError: There is no journal, it is damaged, or another take-over is under way.
+    """
+    if not path.exists():
+        raise ConfigurationError(f"{path}: there is no such journal")
+    draft, old = path.with_suffix(".draft-journal"), path.with_suffix(".superseded")
+    file = os.open(draft, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigurationError(f"{path}: another process takes it over") from error
+        finish_take_over(path)
+        content = path.read_bytes()
+        os.ftruncate(file, 0)
+        _write_all(file, content[: _whole(path, content)])
+        os.fsync(file)
+        os.link(path, old)
+        sync_folder(path.parent)
+        draft.replace(path)
+        sync_folder(path.parent)
+        finish_take_over(path)
+    finally:
+        os.close(file)
+
+
+def finish_take_over(path: Path) -> None:
+    """Bring over what a fenced writer has acknowledged at the last moment; its file is kept beside the journal."""
+    old = path.with_suffix(".superseded")
+    if not old.exists():
+        return
+    if old.samefile(path):  # ended before the name changed: nobody was fenced
+        old.unlink()
+        return
+    content, have = old.read_bytes(), path.read_bytes()
+    have = have[: _whole(path, have)]
+    whole = content[: _whole(old, content)]
+    if not whole.startswith(have):
+        raise ConfigurationError(f"{path}: does not go on from {old}, which it took over; look at both")
+    file = os.open(path, os.O_WRONLY)
+    try:
+        os.ftruncate(file, len(have))
+        os.lseek(file, 0, os.SEEK_END)
+        _write_all(file, whole[len(have) :])
+        os.fsync(file)
+    finally:
+        os.close(file)
+    old.replace(path.with_suffix(".fenced"))
+    sync_folder(path.parent)
+
+
+def _names(path: Path, file: int) -> bool:
+    """Whether a name is still this open file's."""
+    try:
+        named = path.stat()
+    except FileNotFoundError:
+        return False
+    own = os.fstat(file)
+    return (named.st_ino, named.st_dev) == (own.st_ino, own.st_dev)
+
+
+def _whole(path: Path, content: bytes) -> int:
+    """Bytes of whole blocks."""
+    end = 0
+    for block in read_blocks(path, content, 0, 0, START):
+        end = block.end
+    return end
+
+
+def _write_all(file: int, content: bytes) -> None:
+    left = memoryview(content)
+    while left:
+        left = left[os.write(file, left) :]
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable: a new file is found after a power cut only then."""
     number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -260,31 +386,53 @@ def _framed(bodies: Sequence[bytes], first: int, chain: bytes) -> tuple[bytes, b
     return _HEAD.pack(_MAGIC, len(body), crc, first, len(bodies), chain) + body, chain
 
 
-def read_blocks(path: Path, content: bytes, start: int, count: int, chain: bytes) -> Iterator[Block]:
-    """The whole blocks of ``content``, which begins at byte ``start`` of the file.
+@contextlib.contextmanager
+def mapped(path: Path) -> Iterator[bytes | mmap.mmap]:
+    """A file's bytes, which need no memory of ours however large it is."""
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            yield b""
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            yield content
+
+
+def read_blocks(
+    path: Path, content: bytes | mmap.mmap, start: int, count: int, chain: bytes, *, base: int | None = None
+) -> Iterator[Block]:
+    """The whole blocks from byte ``start`` of the file on.
+
+    Args:
+        path: For messages.
+        content: The file from byte ``base`` on; from ``start`` on where none is given.
+        start: Where a block begins.
+        count: Number of its first entry.
+        chain: Of the blocks before.
+        base: See ``content``.
 
     Raises:
         ConfigurationError: Something in the middle is broken, or a block does not follow the one before.
     """
-    at = 0
+    base = start if base is None else base
+    at = start - base
     while at < len(content):
         block = _block(content, at)
         if block is None:
             if _whole_block_after(content, at):
                 raise ConfigurationError(
-                    f"{path}: damaged at byte {start + at}, with whole entries behind it; restore it from a backup"
+                    f"{path}: damaged at byte {base + at}, with whole entries behind it; restore it from a backup"
                 )
             return
         body = content[at + _HEAD.size : block.end]
         if block.first != count or block.chain != hashlib.blake2b(chain + body, digest_size=16).digest():
             raise ConfigurationError(
-                f"{path}: damaged at byte {start + at}, this block does not follow the one before; restore it from a backup"
+                f"{path}: damaged at byte {base + at}, this block does not follow the one before; restore it from a backup"
             )
-        yield Block(start + block.end, block.first, block.bodies, block.chain)
+        yield Block(base + block.end, block.first, block.bodies, block.chain)
         at, count, chain = block.end, count + len(block.bodies), block.chain
 
 
-def _block(content: bytes, at: int) -> Block | None:
+def _block(content: bytes | mmap.mmap, at: int) -> Block | None:
     """The block that begins here; none when it is not whole."""
     if at + _HEAD.size > len(content):
         return None
@@ -303,7 +451,7 @@ def _block(content: bytes, at: int) -> Block | None:
     return Block(end, first, tuple(bodies), chain) if here == end and count else None
 
 
-def _whole_block_after(content: bytes, at: int) -> bool:
+def _whole_block_after(content: bytes | mmap.mmap, at: int) -> bool:
     """Whether a block that is whole stands anywhere behind a broken place: then it is no torn end."""
     start = content.find(_MAGIC, at + 1)
     while start != -1:

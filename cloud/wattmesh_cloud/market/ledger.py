@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,15 +58,37 @@ class Ledger:
             self._book(id_, payee, payer, -units, reason)
 
     def _book(self, id_: str, debit: str, credit: str, units: int, reason: str) -> None:
-        self.balances[debit] -= units
-        self.balances[credit] += units
-        self.paid[debit, reason] -= units
-        self.paid[credit, reason] += units
+        balances, paid = self.balances, self.paid
+        balances[debit] -= units
+        balances[credit] += units
+        paid[debit, reason] -= units
+        paid[credit, reason] += units
         self.count += 1
         line = f"{id_}|{debit}|{credit}|{units}|{reason}\n"
         self._digest = hashlib.sha256(self._digest + line.encode()).digest()
         if self.on_booking is not None:
             self.on_booking(Booking(id=id_, debit=debit, credit=credit, units=units, reason=reason))
+
+    def trades(self, rows: Sequence[tuple[str, str, str, int]]) -> None:
+        """Book an auction's trades, (id, buyer, seller, units) each; one step of the chain for all of them."""
+        balances = self.balances
+        net: dict[str, int] = defaultdict(int)
+        lines = []
+        for id_, buyer, seller, units in rows:
+            if units < 0:
+                buyer, seller, units = seller, buyer, -units
+            elif units == 0:
+                continue
+            net[buyer] -= units
+            net[seller] += units
+            lines.append(f"{id_}|{buyer}|{seller}|{units}|trade\n")
+            if self.on_booking is not None:
+                self.on_booking(Booking(id=id_, debit=buyer, credit=seller, units=units, reason="trade"))
+        for name, units in net.items():
+            balances[name] += units
+            self.paid[name, "trade"] += units
+        self.count += len(lines)
+        self._digest = hashlib.sha256(self._digest + "".join(lines).encode()).digest()
 
     def total(self) -> int:
         """Sum over all accounts: always 0."""
@@ -74,7 +96,7 @@ class Ledger:
 
     @property
     def digest(self) -> str:
-        """Hash of all bookings in their order: each line is hashed behind the hash of all before it."""
+        """Hash of all bookings in their order: each line, or an auction's lines together, behind the hash of all before."""
         return self._digest.hex()
 
     def dump(self) -> dict[str, Any]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from wattmesh_a2a.messages import MarketData, MarketLevel, ProductData
+from wattmesh_a2a.messages import MarketData, MarketLevel, MarketTrade, ProductData
 
 from wattmesh_cloud.market.book import BUY, SELL
 from wattmesh_cloud.market.engine import NS, MarketEngine
 from wattmesh_cloud.market.products import Phase, Slot
 
 LEVELS = 10
+RECENT = 10
+"""Trades of a product in one message."""
 
 
 def index_ticks(slot: Slot) -> int | None:
@@ -62,6 +64,10 @@ def product_data(engine: MarketEngine, slot: Slot, now_ns: int, levels: int = LE
         volume_wh=slot.volume_wh,
         trades=len(slot.trades),
         index_ticks=index_ticks(slot),
+        recent=tuple(
+            MarketTrade(id=one.id, price_ticks=one.price_ticks, quantity_wh=one.quantity_wh)
+            for one in slot.trades[-RECENT:]
+        ),
     )
 
 

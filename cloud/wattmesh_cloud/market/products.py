@@ -46,8 +46,9 @@ class Entry:
     """What a watt-hour of it may cost its owner at worst."""
 
     def __post_init__(self) -> None:
-        self.buys = self.order.side is _BUY
-        self.price_at(self.limit_ticks)
+        buys = self.buys = self.order.side is _BUY
+        worst = self.limit_ticks if buys else -self.limit_ticks
+        self.cost_ticks = max(0, worst)
 
     def price_at(self, limit_ticks: int) -> None:
         """Take another price."""
@@ -151,11 +152,16 @@ class Slot:
     def trade(self, trade: Trade, now_ns: int) -> None:
         """Take a trade into lists, candles and sums."""
         self.trades.append(trade)
-        self.trades_of.setdefault(trade.buyer_id, []).append(trade)
-        self.trades_of.setdefault(trade.seller_id, []).append(trade)
-        self.volume_wh += trade.quantity_wh
-        self.notional_units += trade.quantity_wh * trade.price_ticks
-        price, candle = trade.price_ticks, self.candles[-1] if self.candles else None
+        price, quantity = trade.price_ticks, trade.quantity_wh
+        for name in (trade.buyer_id, trade.seller_id):
+            own = self.trades_of.get(name)
+            if own is None:
+                self.trades_of[name] = [trade]
+            else:
+                own.append(trade)
+        self.volume_wh += quantity
+        self.notional_units += quantity * price
+        candle = self.candles[-1] if self.candles else None
         if candle is None or now_ns >= candle.start_ns + CANDLE_NS:
             candle = Candle(now_ns - now_ns % CANDLE_NS, price, price, price, price)
             self.candles.append(candle)
@@ -164,7 +170,7 @@ class Slot:
         elif price < candle.low:
             candle.low = price
         candle.close = price
-        candle.volume_wh += trade.quantity_wh
+        candle.volume_wh += quantity
         candle.trades += 1
 
     def dump(self) -> dict[str, Any]:

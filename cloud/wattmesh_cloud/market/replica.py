@@ -50,26 +50,24 @@ class Replica:
         self.rules: dict[str, Any] | None = None
         self.count = 0
 
-    def apply(self, entry: Mapping[str, Any], message: Message | None = None) -> Any:
-        """Let an entry take effect; its output, where it has one.
-
-        Args:
-            entry: As it stands in the journal.
-            message: The entry's message when the caller has it decoded.
-        """
-        self.count += 1
+    def apply(self, entry: Mapping[str, Any]) -> Any:
+        """Let an entry take effect, as it stands in the journal; its output, where it has one."""
         what = entry["what"]
         if what in _ORDERS:
-            if message is None:
-                message = message_from_json(_ORDERS[what], entry["batch"])
-            return self._order(message, entry["now"])
+            return self.apply_message(message_from_json(_ORDERS[what], entry["batch"]), entry["now"])
+        self.count += 1
         return self._other(what, entry)
+
+    def apply_message(self, message: Message, now: int) -> list[OrderResult]:
+        """As :meth:`apply`, of an order's entry whose message the caller has."""
+        self.count += 1
+        return self._order(message, now)
 
     def _order(self, message: Message, now: int) -> list[OrderResult]:
         engine = self.engine
-        if isinstance(message, (OrderAmend, OrderCancel)) and message.area_id != engine.config.area:
-            names = (message.client_order_id,) if isinstance(message, OrderAmend) else message.client_order_ids
-            return engine.elsewhere(names)
+        assert isinstance(message, OrderBatch | OrderPlace | OrderAmend | OrderCancel)
+        if message.area_id != engine.config.area:
+            return engine.elsewhere(_names(message))
         match message:
             case OrderBatch():
                 return engine.submit(message.participant_id, message.slot_start_ns, message.orders, now)
@@ -87,8 +85,6 @@ class Replica:
                     message.participant_id, now,
                     slot_ns=message.slot_start_ns, client_order_ids=message.client_order_ids,
                 )  # fmt: skip
-            case _:
-                raise AssertionError(type(message))
 
     def _other(self, what: str, entry: Mapping[str, Any]) -> Any:
         engine = self.engine
@@ -124,7 +120,10 @@ class Replica:
                         name, SiteState(time_ns=row[0], output_w=row[1], generation_w=row[2], stored_wh=row[3])
                     )
             case "refused":
-                engine.rejects[entry["reason"]] += 1
+                engine.rejects[entry["reason"]] += entry.get("count", 1)
+            case "archive":
+                self.unacknowledged = {(name, slot) for name, slot in self.unacknowledged if slot >= entry["before"]}
+                return engine.archive(entry["before"])
             case _:
                 raise ConfigurationError(f"a journal entry {what!r}, which this version does not know")
         return None
@@ -157,6 +156,16 @@ class Replica:
         return hashlib.sha256(json.dumps(self.dump(), sort_keys=True).encode()).hexdigest()
 
 
+def _names(message: OrderBatch | OrderPlace | OrderAmend | OrderCancel) -> tuple[str, ...]:
+    match message:
+        case OrderBatch() | OrderPlace():
+            return tuple(order.client_order_id for order in message.orders)
+        case OrderAmend():
+            return (message.client_order_id,)
+        case OrderCancel():
+            return message.client_order_ids
+
+
 def write_snapshot(path: Path, state: Mapping[str, Any], chain: bytes) -> None:
     """A snapshot on disk, durable and whole or not there at all: its own hash, then the state with its journal's chain."""
     body = json.dumps({**state, "chain": chain.hex()}, separators=(",", ":")).encode()
@@ -181,14 +190,19 @@ def read_snapshot(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def recovered(config: MarketConfig, journal: Journal, snapshot: Path) -> Replica:
+def recovered(config: MarketConfig, journal: Journal, snapshot: Path, warm: Standby | None = None) -> Replica:
     """The market that a journal describes, from its last good snapshot on, from its first entry where there is none.
 
     Args:
         config: Rules until the journal names others.
         journal: Read and checked in full, whatever the snapshot says.
         snapshot: A file of :func:`write_snapshot`.
+        warm: A standby of this journal, whose state is gone on from.
     """
+    if warm is not None and journal.chain_at(warm.replica.count) == warm.chain:
+        for entry in journal.entries(warm.replica.count):
+            warm.replica.apply(entry)
+        return warm.replica
     replica = Replica(config)
     saved = read_snapshot(snapshot)
     if saved is not None and (saved["count"] > journal.count or saved["chain"] != journal.chain_at(saved["count"])):
@@ -217,11 +231,16 @@ class Standby:
         self.replica = Replica(config)
         self._follower = Follower(journal)
 
+    @property
+    def chain(self) -> str:
+        """Of the journal, behind the last entry that was applied, in hex."""
+        return self._follower.chain.hex()
+
     def catch_up(self) -> int:
         """Apply what has come since; how many entries.
 
-        To take over: end the writer, call this once more and open a :class:`~wattmesh_cloud.market.service.MarketService` on the
-        folder; the journal's lock keeps a writer that is not dead from being two.
+        To take over, give this to :class:`~wattmesh_cloud.market.service.MarketService`. The journal's lock keeps a living writer
+        from being two; one that hangs is fenced before (:func:`~wattmesh_cloud.market.journal.take_over`).
         """
         entries = self._follower.read()
         for entry in entries:

@@ -81,20 +81,20 @@ class Risk:
 
     def configure(self, config: MarketConfig) -> None:
         """Take an area's limits."""
-        self._config = config
         self.band = price_ticks(config.price_band)
-        self._slot_ns = config.slot_s * NS
+        self._area, self._slot_ns = config.area, config.slot_s * NS
+        self._open_ns, self._close_ns = config.gate_open_s * NS, config.gate_close_s * NS
         self.limits = {one.id: Limits.of(one, config.slot_s) for one in config.participants}
 
     def refusal(self, participant: str, order: Order, now_ns: int, *, halted: str | None) -> Refusal | None:
         """What is wrong with an order by itself."""
-        limits, config = self.limits.get(participant), self._config
+        limits = self.limits.get(participant)
         if limits is None:
             return RejectReason.UNKNOWN_PARTICIPANT, participant[:64]
         if order.participant_id != participant:
             return RejectReason.NOT_AUTHORISED, "an order of somebody else"
-        if order.area_id != config.area or order.slot_start_ns % self._slot_ns:
-            return RejectReason.UNKNOWN_PRODUCT, f"area {config.area}, slots of {config.slot_s} s"
+        if order.area_id != self._area or order.slot_start_ns % self._slot_ns:
+            return RejectReason.UNKNOWN_PRODUCT, f"area {self._area}, slots of {self._slot_ns // NS} s"
         if participant in self.suspended:
             return RejectReason.SUSPENDED, self.suspended[participant]
         if halted:
@@ -119,8 +119,7 @@ class Risk:
 
     def gate_open(self, slot_ns: int, now_ns: int) -> bool:
         """Whether orders for a slot are taken."""
-        config = self._config
-        return slot_ns - config.gate_open_s * NS <= now_ns < slot_ns - config.gate_close_s * NS
+        return slot_ns - self._open_ns <= now_ns < slot_ns - self._close_ns
 
     def too_fast(self, participant: str, orders: int, now_ns: int) -> bool:
         """Count orders against a participant's rate; true when they are more than it may send (and then none counts).

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from wattmesh_a2a.market import MONEY_UNITS_PER_CURRENCY_UNIT
+from dataclasses import asdict
 
+from wattmesh_a2a.market import MONEY_UNITS_PER_CURRENCY_UNIT, Trade
+from wattmesh_a2a.messages import ProductData
+
+from wattmesh_cloud.market.archive import Person
 from wattmesh_cloud.market.engine import MarketEngine
 from wattmesh_cloud.market.ledger import GRID_OPERATOR, RETAILER
 from wattmesh_cloud.market.marketdata import index_ticks
@@ -30,28 +34,39 @@ def clearing_rows(area: str, slot: Slot) -> dict[Table, list[Item]]:
     rows = {
         Table.MARKET_DATA: [
             Item(partition=f"{area}#slots", time_ns=slot.start_ns, id="clearing", data=summary),
-            *[
-                Item(
-                    partition=f"{area}#ohlcv",
-                    time_ns=candle.start_ns,
-                    id=str(slot.start_ns),
-                    data={name: getattr(candle, name) for name in Candle.__slots__ if name != "start_ns"},
-                )
-                for candle in slot.candles
-            ],
+            *[_candle_row(area, slot, candle) for candle in slot.candles],
         ]
     }
     if clearing.trades:
-        rows[Table.TRADE_DATA] = [
-            Item(
-                partition=f"{area}#trades",
-                time_ns=slot.start_ns,
-                id=trade.id,
-                data={name: value for name, value in plain(trade).items() if name != "area_id"},
-            )
-            for trade in clearing.trades
-        ]
+        rows[Table.TRADE_DATA] = [_trade_row(area, trade) for trade in clearing.trades]
     return rows
+
+
+def live_rows(area: str, slot: Slot, data: ProductData, first_trade: int) -> dict[Table, list[Item]]:
+    """A product that trades: what everybody may see of it and its newest candles in market-data, new trades in trade-data.
+
+    The same rows are written again at the next time and at closure, so that none has to be written for certain.
+    """
+    shown: dict[str, JsonValue] = asdict(data)
+    rows = {
+        Table.MARKET_DATA: [
+            Item(partition=f"{area}#products", time_ns=slot.start_ns, id="product", data=shown),
+            *[_candle_row(area, slot, candle) for candle in slot.candles[-2:]],
+        ]
+    }
+    if first_trade < len(slot.trades):
+        rows[Table.TRADE_DATA] = [_trade_row(area, trade) for trade in slot.trades[first_trade:]]
+    return rows
+
+
+def _candle_row(area: str, slot: Slot, candle: Candle) -> Item:
+    data = {name: getattr(candle, name) for name in Candle.__slots__ if name != "start_ns"}
+    return Item(partition=f"{area}#ohlcv", time_ns=candle.start_ns, id=str(slot.start_ns), data=data)
+
+
+def _trade_row(area: str, trade: Trade) -> Item:
+    data = {name: value for name, value in plain(trade).items() if name != "area_id"}
+    return Item(partition=f"{area}#trades", time_ns=trade.slot_start_ns, id=trade.id, data=data)
 
 
 def settlement_rows(slot: Slot) -> list[Item]:
@@ -65,25 +80,26 @@ def settlement_rows(slot: Slot) -> list[Item]:
 def figures(engine: MarketEngine, *, hashed: bool = False) -> dict[str, JsonValue]:
     """Sums over everything, in the currency's unit where it is money; with the state's hash where that is asked for."""
     unit, ledger = MONEY_UNITS_PER_CURRENCY_UNIT, engine.ledger
-    cleared = [slot for slot in engine.slots.values() if slot.clearing is not None]
-    settled = [slot for slot in engine.slots.values() if slot.settlements]
+    sums = engine.sums.copy()
+    for slot in engine.slots.values():
+        sums.add(slot)
     participants: dict[str, JsonValue] = {}
     for participant in engine.config.participants:
         name = participant.id
-        own = [slot.settlements[name] for slot in settled if name in slot.settlements]
+        own = sums.people.get(name) or Person()
         participants[name] = {
-            "imported_wh": sum(max(0, one.metered_wh) for one in own),
-            "exported_wh": sum(max(0, -one.metered_wh) for one in own),
-            "trades": sum(len(slot.trades_of.get(name, ())) for slot in engine.slots.values()),
-            "traded_wh": sum(abs(one.committed_wh) for one in own),
+            "imported_wh": own.imported_wh,
+            "exported_wh": own.exported_wh,
+            "trades": own.trades,
+            "traded_wh": own.traded_wh,
             "cost": -ledger.balances[name] / unit,
             "paid_retail": -ledger.paid[name, "residual"] / unit,
             "paid_trades": -ledger.paid[name, "trade"] / unit,
             "paid_fees": -(ledger.paid[name, "fee"] + ledger.paid[name, "levy"]) / unit,
             "paid_imbalance": -ledger.paid[name, "imbalance"] / unit,
             "received_flexibility": ledger.paid[name, "flexibility"] / unit,
-            "slots_settled": len(own),
-            "slots_substituted": sum(one.substituted for one in own),
+            "slots_settled": own.slots_settled,
+            "slots_substituted": own.slots_substituted,
             "exposure": engine.risk.exposure.get(name, 0) / unit,
             "owed": engine.risk.owed(name) / unit,
             "suspended": engine.risk.suspended.get(name),
@@ -94,10 +110,10 @@ def figures(engine: MarketEngine, *, hashed: bool = False) -> dict[str, JsonValu
         "currency": engine.config.currency,
         "mechanism": engine.config.mechanism,
         "halted": engine.halted,
-        "trades": len(engine.trades),
-        "volume_wh": sum(slot.volume_wh for slot in engine.slots.values()),
-        "slots_cleared": len(cleared),
-        "slots_settled": len(settled),
+        "trades": sums.trades,
+        "volume_wh": sums.volume_wh,
+        "slots_cleared": sums.slots_cleared,
+        "slots_settled": sums.slots_settled,
         "ledger_sum_units": ledger.total(),
         "ledger_bookings": ledger.count,
         "ledger_digest": ledger.digest,

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from wattmesh_a2a import tracing
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.codec import message_from_json, message_to_bytes
 from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, MARKET_AGENT, Address, Envelope
@@ -24,6 +26,7 @@ from wattmesh_a2a.messages import (
     CommitmentQuery,
     Executions,
     IntervalEnergy,
+    MarketData,
     MarketRules,
     Message,
     OrderAmend,
@@ -33,17 +36,18 @@ from wattmesh_a2a.messages import (
     OrderPlace,
     OrderResult,
     OrderResults,
+    ProductData,
 )
 from wattmesh_a2a.messenger import Messenger
 
 from wattmesh_cloud.market.config import MarketConfig
 from wattmesh_cloud.market.engine import MarketEngine
-from wattmesh_cloud.market.journal import Journal
+from wattmesh_cloud.market.journal import Journal, journal_path
 from wattmesh_cloud.market.marketdata import market_data
-from wattmesh_cloud.market.replica import recovered, write_snapshot
+from wattmesh_cloud.market.replica import Standby, recovered, write_snapshot
 from wattmesh_cloud.market.risk import SiteState
-from wattmesh_cloud.market.rows import clearing_rows, figures, settlement_rows
-from wattmesh_cloud.store.base import JsonValue, Store, Table
+from wattmesh_cloud.market.rows import clearing_rows, figures, live_rows, settlement_rows
+from wattmesh_cloud.store.base import Item, JsonValue, Store, Table
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +62,17 @@ _LOOK_BACK_NS = 14 * 86_400 * NS_PER_S
 _STORE_AGAIN_NS = 86_400 * NS_PER_S
 _SNAPSHOT_ENTRIES = 50_000
 _SITES_NS = 60 * NS_PER_S
+_MOST_TRACES = 8
+"""Of orders that one booking is linked with."""
+_MOST_TRACED = 10_000
+_DAY_NS = 86_400 * NS_PER_S
+_MOST_REFUSED = 100
 _MOST_TRADES = 200
 """In one message: it has to stay under the transports' 100 KB."""
+
+
+_ENTRIES = {OrderBatch: "orders", OrderPlace: "place", OrderAmend: "amend", OrderCancel: "cancel"}
+"""What a message is called in the journal."""
 
 
 def _short(commitment: Commitment, trades: int = _MOST_TRADES) -> Commitment:
@@ -69,7 +82,7 @@ def _short(commitment: Commitment, trades: int = _MOST_TRADES) -> Commitment:
 
 def _answer(results: Sequence[OrderResult]) -> OrderResults:
     """Results that fit a message: where an order swept the book, how much it traded without every trade."""
-    if sum(len(one.trades) for one in results) > _MOST_TRADES:
+    if sum([len(one.trades) for one in results]) > _MOST_TRADES:
         results = [
             replace(one, trades=(), detail=f"{len(one.trades)} trades") if one.trades else one for one in results
         ]
@@ -86,10 +99,19 @@ class MarketService:
         clock: The market's time.
         state: Folder of the journal.
         org: Of all addresses.
+        warm: A standby that goes on as the writer.
     """
 
     def __init__(
-        self, config: MarketConfig, store: Store, messenger: Messenger, clock: Clock, state: Path, org: str
+        self,
+        config: MarketConfig,
+        store: Store,
+        messenger: Messenger,
+        clock: Clock,
+        state: Path,
+        org: str,
+        *,
+        warm: Standby | None = None,
     ) -> None:
         self.config = config
         self.address = Address(org, CLOUD_UNIT, MARKET_AGENT)
@@ -104,11 +126,15 @@ class MarketService:
         self._sites_due_ns = 0
         self._guards: dict[str, Guard] = {}
         self._watch: SiteWatch | None = None
+        self._gateways: dict[str, Address] = {}
         self._executed: list[tuple[str, Trade]] = []
         self._telling = False
-        self._journal = Journal(state / f"market-{config.area}.journal")
+        self._traces: dict[tuple[str, int], tuple[str, ...]] = {}
+        self._shown: dict[int, ProductData] = {}
+        self._unread: Counter[tuple[str, str]] = Counter()
+        self._journal = Journal(journal_path(state, config.area))
         self._snapshot = state / f"market-{config.area}.snapshot"
-        self._replica = recovered(config, self._journal, self._snapshot)
+        self._replica = recovered(config, self._journal, self._snapshot, warm)
         self._snapshot_due = self._replica.count + _SNAPSHOT_ENTRIES
         # The rules are in the journal, too: a changed file holds from here on and rewrites nothing.
         own = config.model_dump(mode="json", by_alias=True)
@@ -134,11 +160,22 @@ class MarketService:
 
     def register(self) -> None:
         """Begin to take orders when the messenger starts."""
-        self._messenger.on_request(OrderBatch, self._on_orders, as_agent=self.address)
-        self._messenger.on_request(OrderPlace, self._on_place, as_agent=self.address)
-        self._messenger.on_request(OrderAmend, self._on_amend, as_agent=self.address)
-        self._messenger.on_request(OrderCancel, self._on_cancel, as_agent=self.address)
-        self._messenger.on_request(CommitmentQuery, self._on_query, as_agent=self.address, idempotent=True)
+        for kind in (OrderBatch, OrderPlace, OrderAmend, OrderCancel):
+            self._messenger.on_request(kind, self.handle, as_agent=self.address)
+        self._messenger.on_request(CommitmentQuery, self.handle, as_agent=self.address, idempotent=True)
+
+    async def handle(self, envelope: Envelope) -> Message:
+        """Answer an order, a change, a cancellation or a question of a participant."""
+        message = envelope.data
+        if isinstance(message, CommitmentQuery):
+            return self._on_query(envelope, message)
+        assert isinstance(message, OrderBatch | OrderPlace | OrderAmend | OrderCancel)
+        if envelope.source.unit != message.participant_id:
+            await self._unauthorised(envelope, message.participant_id)
+        results = await self._commit_message(_ENTRIES[type(message)], message, self._clock.utc_ns())
+        if isinstance(message, OrderBatch):
+            return OrderBatchResult(slot_start_ns=message.slot_start_ns, results=tuple(results))
+        return _answer(results)
 
     # -- the journal
 
@@ -149,8 +186,11 @@ class MarketService:
 
     async def _commit_message(self, what: str, message: Message, now: int) -> list[OrderResult]:
         body = b'{"what":"%s","now":%d,"batch":%s}' % (what.encode(), now, message_to_bytes(message))
-        await self._journal.append_body(body)
-        results: list[OrderResult] = self._replica.apply({"what": what, "now": now}, message)
+        with tracing.span("market.journal", area=self.config.area):
+            await self._journal.append_body(body)
+        with tracing.span("market.apply", area=self.config.area):
+            results = self._replica.apply_message(message, now)
+        self._note_trace(message)
         if self._executed and not self._telling:
             self._telling = True  # once for all that a group of the journal brings
             asyncio.get_running_loop().call_soon(self._tell_executions)
@@ -170,40 +210,30 @@ class MarketService:
 
     # -- messages
 
-    async def _on_orders(self, envelope: Envelope) -> Message:
-        batch = envelope.data
-        assert isinstance(batch, OrderBatch)
-        await self._authorised(envelope, batch.participant_id)
-        results = await self._commit_message("orders", batch, self._clock.utc_ns())
-        return OrderBatchResult(slot_start_ns=batch.slot_start_ns, results=tuple(results))
-
     async def submit(self, participant: str, slot_ns: int, orders: tuple[Order, ...]) -> list[OrderResult]:
         """Replace a participant's orders of a slot, by whoever may; one result an order, by the area's limits."""
         batch = OrderBatch(participant_id=participant, area_id=self.config.area, slot_start_ns=slot_ns, orders=orders)
         return await self._commit_message("orders", batch, self._clock.utc_ns())
 
-    async def _on_place(self, envelope: Envelope) -> Message:
-        message = envelope.data
-        assert isinstance(message, OrderPlace)
-        await self._authorised(envelope, message.participant_id)
-        return _answer(await self._commit_message("place", message, self._clock.utc_ns()))
+    async def place(self, participant: str, orders: tuple[Order, ...]) -> list[OrderResult]:
+        """New orders beside those that a participant has, by whoever may; one result an order, by the area's limits."""
+        message = OrderPlace(participant_id=participant, area_id=self.config.area, orders=orders)
+        return await self._commit_message("place", message, self._clock.utc_ns())
 
-    async def _on_amend(self, envelope: Envelope) -> Message:
-        message = envelope.data
-        assert isinstance(message, OrderAmend)
-        await self._authorised(envelope, message.participant_id)
-        return _answer(await self._commit_message("amend", message, self._clock.utc_ns()))
+    async def cancel(
+        self, participant: str, slot_ns: int | None, client_order_ids: tuple[str, ...] = ()
+    ) -> list[OrderResult]:
+        """Take open orders back, by whoever may; none named takes all."""
+        message = OrderCancel(
+            participant_id=participant,
+            area_id=self.config.area,
+            slot_start_ns=slot_ns,
+            client_order_ids=client_order_ids,
+        )
+        return await self._commit_message("cancel", message, self._clock.utc_ns())
 
-    async def _on_cancel(self, envelope: Envelope) -> Message:
-        message = envelope.data
-        assert isinstance(message, OrderCancel)
-        await self._authorised(envelope, message.participant_id)
-        return _answer(await self._commit_message("cancel", message, self._clock.utc_ns()))
-
-    async def _authorised(self, envelope: Envelope, participant: str) -> None:
+    async def _unauthorised(self, envelope: Envelope, participant: str) -> NoReturn:
         """Only a participant's own unit orders for it; whoever else tries is refused, and the journal says so."""
-        if envelope.source.unit == participant:
-            return
         await self._commit(
             {
                 "what": "refused",
@@ -213,6 +243,21 @@ class MarketService:
             }
         )
         raise UnauthorisedError(f"{envelope.source} may not order for {participant}")
+
+    def note_refusal(self, source: Address, fate: str) -> None:
+        """Count an order that messaging has refused (malformed, late, unsigned); the journal gets the counts with the next step.
+
+        Bounded: whoever may publish must not fill the disk with what nobody can read.
+        """
+        key = (fate, str(source))
+        if key not in self._unread and len(self._unread) >= _MOST_REFUSED:
+            key = (fate, "others")
+        self._unread[key] += 1
+
+    async def _journal_refusals(self) -> None:
+        unread, self._unread = self._unread, Counter()
+        for (reason, source), count in sorted(unread.items()):
+            await self._commit({"what": "refused", "reason": reason, "source": source, "count": count})
 
     def _tell_executions(self) -> None:
         """Tell the owners of resting orders what has just traded; the others have it in their answer."""
@@ -227,7 +272,7 @@ class MarketService:
                 self._spawn(self._send(name, message, min(trade.slot_start_ns for trade in part)))
 
     async def _send(self, name: str, message: Message, expires_ns: int) -> bool:
-        to = Address(self._org, name, GATEWAY_AGENT)
+        to = self._gateways.get(name) or self._gateways.setdefault(name, Address(self._org, name, GATEWAY_AGENT))
         try:
             await self._messenger.request(to, message, expires_ns=expires_ns, as_agent=self.address)
         except WattmeshError as error:
@@ -240,9 +285,7 @@ class MarketService:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _on_query(self, envelope: Envelope) -> Message:
-        query = envelope.data
-        assert isinstance(query, CommitmentQuery)
+    def _on_query(self, envelope: Envelope, query: CommitmentQuery) -> CommitmentList:
         if envelope.source.unit != query.participant_id:
             raise UnauthorisedError(f"{envelope.source} may not ask for {query.participant_id}")
         slots = sorted(
@@ -292,6 +335,7 @@ class MarketService:
 
     async def _step(self) -> None:
         now = self._clock.utc_ns()
+        await self._journal_refusals()
         await self._guarded(now)
         await self._observe(now)
         for slot in self.engine.due(now):
@@ -306,8 +350,13 @@ class MarketService:
         await self._settle(now)
         if now >= self._rules_due_ns:
             self._rules_due_ns = now + _RULES_NS
-            await self._messenger.emit(market_data(self.engine, now), as_agent=self.address, valid_for_s=300)
+            seen = market_data(self.engine, now)
+            await self._messenger.emit(seen, as_agent=self.address, valid_for_s=300)
+            await asyncio.to_thread(self._store_live, self._live_rows(seen))
             await self._messenger.emit(self.rules(), as_agent=self.address, valid_for_s=300)
+        before = now - now % _DAY_NS - self.config.keep_days * _DAY_NS
+        if before > self.engine.archived_before_ns and min(self.engine.slots, default=before) < before:
+            await self._commit({"what": "archive", "before": before})
         if self._replica.count >= self._snapshot_due:
             await self._take_snapshot()
 
@@ -400,15 +449,29 @@ class MarketService:
         before = slot.settlements.get(name) if slot is not None else None
         if before is not None and (not before.substituted or metered is None):
             return
-        await self._commit(
-            {
-                "what": "settle",
-                "slot": slot_ns,
-                "participant": name,
-                "metered": metered,
-                "substituted": metered is None,
-            }
-        )
+        with tracing.span(
+            "ledger.book", links=self._traces.get((name, slot_ns), ()), participant=name, slot_ns=slot_ns
+        ):
+            await self._commit(
+                {
+                    "what": "settle",
+                    "slot": slot_ns,
+                    "participant": name,
+                    "metered": metered,
+                    "substituted": metered is None,
+                }
+            )
+
+    def _note_trace(self, message: Message) -> None:
+        """Which traces a booking will belong to: those of the orders of its participant and slot, the newest few."""
+        trace = tracing.current()
+        slot = getattr(message, "slot_start_ns", None)
+        if trace is None or slot is None or not isinstance(message, OrderBatch | OrderPlace):
+            return
+        known = self._traces.get((message.participant_id, slot), ())
+        self._traces[message.participant_id, slot] = (*known, trace)[-_MOST_TRACES:]
+        while len(self._traces) > _MOST_TRACED:
+            del self._traces[next(iter(self._traces))]
 
     async def settle_flexibility(
         self, event_id: str, participant: str, delivered_wh: int, price_ticks: int, slot_ns: int | None = None
@@ -456,12 +519,30 @@ class MarketService:
                 self._store_clearing(slot_ns)
             self._store_settlements(slot_ns)
 
+    def _live_rows(self, seen: MarketData) -> dict[Table, list[Item]]:
+        """Rows of the products that have changed since the last time."""
+        rows: dict[Table, list[Item]] = {}
+        for product in seen.products:
+            before = self._shown.get(product.slot_start_ns)
+            if product != before:
+                slot = self.engine.slots[product.slot_start_ns]
+                made = live_rows(self.config.area, slot, product, 0 if before is None else before.trades)
+                for table, items in made.items():
+                    rows.setdefault(table, []).extend(items)
+        self._shown = {product.slot_start_ns: product for product in seen.products}
+        return rows
+
+    def _store_live(self, rows: dict[Table, list[Item]]) -> None:
+        for table, items in rows.items():
+            self._store.put(table, items)
+
     def _store_clearing(self, slot_ns: int) -> None:
         for table, items in clearing_rows(self.config.area, self.engine.slots[slot_ns]).items():
             self._store.put(table, items)
 
     def _store_settlements(self, slot_ns: int) -> None:
-        items = settlement_rows(self.engine.slots[slot_ns])
+        slot = self.engine.slots.get(slot_ns)
+        items = settlement_rows(slot) if slot is not None else []
         if items:
             self._store.put(Table.TRADE_DATA, items)
 

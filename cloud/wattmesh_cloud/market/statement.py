@@ -19,7 +19,8 @@ from wattmesh_a2a.market import MONEY_UNITS_PER_CURRENCY_UNIT
 
 from wattmesh_cloud.market.config import MarketConfig
 from wattmesh_cloud.market.engine import MarketEngine
-from wattmesh_cloud.market.journal import START, read_blocks
+from wattmesh_cloud.market.journal import START, mapped, read_blocks
+from wattmesh_cloud.market.products import Slot
 from wattmesh_cloud.market.replica import Replica
 
 AMOUNTS = ("trade_units", "residual_units", "fee_units", "levy_units", "imbalance_units", "flexibility_units")
@@ -33,6 +34,11 @@ COLUMNS = (
 Row = dict[str, Any]
 
 
+def every_slot(engine: MarketEngine) -> dict[int, Slot]:
+    """By start: those at work, and those that are archived where the engine has kept them."""
+    return {**(engine.attic or {}), **engine.slots}
+
+
 def statement_rows(engine: MarketEngine, participant: str, from_ns: int = 0, to_ns: int = 2**62) -> list[Row]:
     """The rows of a participant's settled slots that deliver from ``from_ns`` until before ``to_ns``.
 
@@ -43,8 +49,9 @@ def statement_rows(engine: MarketEngine, participant: str, from_ns: int = 0, to_
         raise ConfigurationError(f"no participant {participant!r}; there are: {', '.join(sorted(engine.risk.limits))}")
     rows: list[Row] = []
     total = 0
-    for start in sorted(engine.slots):
-        slot = engine.slots[start]
+    slots = every_slot(engine)
+    for start in sorted(slots):
+        slot = slots[start]
         settlement = slot.settlements.get(participant)
         if settlement is None or not from_ns <= start < to_ns:
             continue
@@ -221,14 +228,16 @@ def replayed(journal: Path) -> Replica:
     if not journal.exists():
         raise ConfigurationError(f"{journal}: there is no such journal")
     replica: Replica | None = None
-    for block in read_blocks(journal, journal.read_bytes(), 0, 0, START):
-        for body in block.bodies:
-            entry = json.loads(body)
-            if replica is None:
-                if entry["what"] != "rules":
-                    raise ConfigurationError(f"{journal}: the first entry has to be the rules")
-                replica = Replica(MarketConfig.model_validate(entry["config"]))
-            replica.apply(entry)
+    with mapped(journal) as content:
+        for block in read_blocks(journal, content, 0, 0, START):
+            for body in block.bodies:
+                entry = json.loads(body)
+                if replica is None:
+                    if entry["what"] != "rules":
+                        raise ConfigurationError(f"{journal}: the first entry has to be the rules")
+                    replica = Replica(MarketConfig.model_validate(entry["config"]))
+                    replica.engine.attic = {}
+                replica.apply(entry)
     if replica is None:
         raise ConfigurationError(f"{journal}: empty")
     return replica
@@ -241,7 +250,7 @@ def audit(engine: MarketEngine) -> list[str]:
         wrong.append(f"the ledger sums to {engine.ledger.total()}")
     for name in sorted(engine.risk.limits):
         wrong += [f"{name}: {text}" for text in check(statement_rows(engine, name))]
-    for start, slot in sorted(engine.slots.items()):
+    for start, slot in sorted(every_slot(engine).items()):
         bought = sum(one.bought for one in slot.positions.values())
         sold = sum(one.sold for one in slot.positions.values())
         if not bought == sold == slot.volume_wh:

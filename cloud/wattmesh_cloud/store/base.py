@@ -78,6 +78,22 @@ def frame_row(batch: ColumnBatch | RecordBatch) -> FrameRow:
     return batch.site_id, batch.stream, batch.sequence, 0, 0, batch.records, encode_records(batch)
 
 
+class Followed(Protocol):
+    """What a store adds for a process that hands on what others store."""
+
+    def stored_since(self, cursor: int, limit: int) -> tuple[int, list[Samples | RecordBatch]]:
+        """Batches that became durable after ``cursor``, in that order, at most ``limit``, and the cursor behind them."""
+        ...
+
+    def followed(self) -> int:
+        """The cursor noted last; 0 at first."""
+        ...
+
+    def note_followed(self, cursor: int) -> None:
+        """Keep the cursor, durable on return."""
+        ...
+
+
 class Store(Protocol):
     """Durable storage of the cloud. Calls block: callers on an event loop use a thread.
 
@@ -168,3 +184,7 @@ class Store(Protocol):
     def close(self) -> None:
         """Release files; what was durable stays so."""
         ...
+
+
+class FollowedStore(Store, Followed, Protocol):
+    """A store with what :meth:`wattmesh_cloud.ingest.Ingest.follow` needs."""

@@ -277,6 +277,27 @@ class SqliteStore:
         spans = (range(max(low, first), min(high, last) + 1) for low, high in runs)
         return list(islice(chain.from_iterable(spans), 1000))
 
+    # -- following
+
+    def stored_since(self, cursor: int, limit: int) -> tuple[int, list[Samples | RecordBatch]]:
+        """See :class:`wattmesh_cloud.store.base.Followed`; one writer at a time numbers rows in the order of their commits."""
+        db = self._connection()
+        (newest,) = db.execute("SELECT COALESCE(MAX(rowid), 0) FROM batches").fetchone()
+        cursor = min(cursor, newest)  # the retention has taken everything: numbers begin again
+        rows = db.execute(
+            "SELECT rowid, frame FROM batches WHERE rowid > ? ORDER BY rowid LIMIT ?", (cursor, limit)
+        ).fetchall()
+        return (rows[-1][0] if rows else cursor), [decode_frame(frame) for _, frame in rows]
+
+    def followed(self) -> int:
+        """See :class:`wattmesh_cloud.store.base.Followed`."""
+        return self._mark("followed")
+
+    def note_followed(self, cursor: int) -> None:
+        """See :class:`wattmesh_cloud.store.base.Followed`."""
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO marks VALUES ('followed', ?)", (cursor,))
+
     # -- rolling up and forgetting
 
     def maintain(self, now_ns: int) -> None:

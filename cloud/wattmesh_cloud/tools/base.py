@@ -63,6 +63,14 @@ class ActionPort(Protocol):
         """Take orders again."""
         ...
 
+    async def suspend(self, site_id: str, reason: str) -> dict[str, JsonValue]:
+        """Switch a participant off and withdraw its open orders."""
+        ...
+
+    async def reinstate(self, site_id: str) -> dict[str, JsonValue]:
+        """Let a participant trade again."""
+        ...
+
     async def order(self, site_id: str, slot_start_ns: int, orders: tuple[Order, ...]) -> list[dict[str, JsonValue]]:
         """Replace a site's orders of a slot; one result an order."""
         ...

@@ -6,13 +6,14 @@ Reads are bounded in rows and time; the actions pass the market's own limits. No
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from wattmesh_a2a.codec import message_to_json
 from wattmesh_a2a.market import Order
 from wattmesh_a2a.messages import OrderBatchResult
 
-from wattmesh_cloud.market.service import MarketService
+from wattmesh_cloud.market.areas import Markets
 from wattmesh_cloud.store.base import JsonValue
 from wattmesh_cloud.tools import (
     energy_trading_actions,
@@ -57,6 +58,8 @@ CATALOGUE: tuple[Tool, ...] = (
     ),
     _action(energy_trading_actions.halt_market, OPERATOR),
     _action(energy_trading_actions.resume_market, OPERATOR),
+    _action(energy_trading_actions.suspend_participant, OPERATOR),
+    _action(energy_trading_actions.reinstate_participant, OPERATOR),
     _action(energy_trading_actions.submit_orders, TRADER),
 )
 
@@ -70,23 +73,39 @@ def tool(name: str) -> Tool | None:
 
 
 class MarketActions:
-    """The actions over a market in this process; see :class:`wattmesh_cloud.tools.base.ActionPort`."""
+    """The actions over the markets in this process; see :class:`wattmesh_cloud.tools.base.ActionPort`.
 
-    def __init__(self, market: MarketService) -> None:
-        self._market = market
+    A halt is of every area; a participant's actions reach the area in which it trades.
+    """
+
+    def __init__(self, markets: Markets) -> None:
+        self._markets = markets
 
     async def halt(self, reason: str) -> dict[str, JsonValue]:
         """See :class:`wattmesh_cloud.tools.base.ActionPort`."""
-        await self._market.halt(reason)
-        return {"halted": self._market.engine.halted}
+        for market in self._markets.areas.values():
+            await market.halt(reason)
+        return {"halted": self._markets.first.engine.halted}
 
     async def resume(self) -> dict[str, JsonValue]:
         """See :class:`wattmesh_cloud.tools.base.ActionPort`."""
-        await self._market.resume()
-        return {"halted": self._market.engine.halted}
+        for market in self._markets.areas.values():
+            await market.resume()
+        return {"halted": self._markets.first.engine.halted}
+
+    async def suspend(self, site_id: str, reason: str) -> dict[str, JsonValue]:
+        """See :class:`wattmesh_cloud.tools.base.ActionPort`."""
+        return {"suspended": site_id, "withdrawn_orders": await self._markets.suspend(site_id, reason)}
+
+    async def reinstate(self, site_id: str) -> dict[str, JsonValue]:
+        """See :class:`wattmesh_cloud.tools.base.ActionPort`."""
+        await self._markets.reinstate(site_id)
+        return {"reinstated": site_id}
 
     async def order(self, site_id: str, slot_start_ns: int, orders: tuple[Order, ...]) -> list[dict[str, JsonValue]]:
         """See :class:`wattmesh_cloud.tools.base.ActionPort`."""
-        results = await self._market.submit(site_id, slot_start_ns, orders)
+        area = self._markets.of_participant(site_id).config.area
+        own = tuple(replace(order, area_id=area) for order in orders)
+        results = await self._markets.submit(site_id, slot_start_ns, own)
         answer = message_to_json(OrderBatchResult(slot_start_ns=slot_start_ns, results=tuple(results)))
         return list(answer["results"])

@@ -37,6 +37,20 @@ async def resume_market(context: Context, caller: Caller, reason: _Reason, idemp
     return await _port(context).resume()
 
 
+async def suspend_participant(
+    context: Context, caller: Caller, site_id: SiteId, reason: _Reason, idempotency_key: Key
+) -> dict[str, Any]:
+    """Switch a participant off: its open orders are withdrawn, new ones refused; what it has traded stands."""
+    return await _port(context).suspend(site_id, f"{caller.id}: {reason}")
+
+
+async def reinstate_participant(
+    context: Context, caller: Caller, site_id: SiteId, reason: _Reason, idempotency_key: Key
+) -> dict[str, Any]:
+    """Let a suspended participant trade again."""
+    return await _port(context).reinstate(site_id)
+
+
 async def submit_orders(
     context: Context,
     caller: Caller,

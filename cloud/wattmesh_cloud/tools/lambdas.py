@@ -12,6 +12,7 @@ import base64
 import json
 import logging
 import os
+import sys
 import uuid
 from collections import defaultdict
 from collections.abc import Mapping
@@ -31,16 +32,18 @@ from wattmesh_a2a.signing import KeyRing
 from wattmesh_a2a.topics import MAX_PAYLOAD_BYTES, Topics
 
 from wattmesh_cloud.audit import AuditLog
+from wattmesh_cloud.emf import emf_line
 from wattmesh_cloud.frames import Samples, decode_frame
 from wattmesh_cloud.ingest import IngestLimits, items_of
 from wattmesh_cloud.store.base import Derived, FrameRow, Item, JsonValue, Store, Table
 from wattmesh_cloud.tools.base import Caller, Context, error_code
-from wattmesh_cloud.tools.catalogue import CATALOGUE, tool
+from wattmesh_cloud.tools.catalogue import tool
 
 log = logging.getLogger(__name__)
 
 _TOOL_NAME = "bedrockAgentCoreToolName"
 _ACK_SEQUENCES = 500
+_LAKE_AFTER_S = 600
 _MOST_ANSWER_BYTES = 5_000_000
 """Below Lambda's 6 MB."""
 
@@ -65,6 +68,14 @@ class QueuedActions:
     async def resume(self) -> dict[str, JsonValue]:
         """See :class:`wattmesh_cloud.tools.base.ActionPort`."""
         return self._send({"action": "resume"})
+
+    async def suspend(self, site_id: str, reason: str) -> dict[str, JsonValue]:
+        """See :class:`wattmesh_cloud.tools.base.ActionPort`."""
+        return self._send({"action": "suspend", "site": site_id, "reason": reason})
+
+    async def reinstate(self, site_id: str) -> dict[str, JsonValue]:
+        """See :class:`wattmesh_cloud.tools.base.ActionPort`."""
+        return self._send({"action": "reinstate", "site": site_id})
 
     async def order(self, site_id: str, slot_start_ns: int, orders: tuple[Order, ...]) -> list[dict[str, JsonValue]]:
         """See :class:`wattmesh_cloud.tools.base.ActionPort`."""
@@ -189,11 +200,34 @@ def telemetry(event: Mapping[str, Any], runtime: object) -> dict[str, Any]:
         except (WattmeshError, ValueError) as error:
             log.warning("%s", json.dumps({"not_stored": str(error)[:300], "message": name}))
             failures.append(name)
+    fresh = [row[5] for _, row, _ in frames if done.get((row[0], row[1]), {}).get(row[2])]
+    _figures(
+        wattmesh_ingest_batches_total=len(fresh),
+        wattmesh_ingest_records_total=sum(fresh),
+        wattmesh_ingest_duplicates_total=len(frames) - len(fresh),
+        wattmesh_ingest_invalid_total=len(event["Records"]) - len(frames),
+    )
     every = int(os.environ.get("WATTMESH_ACK_EVERY", "1"))
     for (site, stream), taken in done.items():
         for sequences in _due(store, site, stream, taken, every):
             _acknowledge(site, stream, sequences, now_ns)
     return {"batchItemFailures": [{"itemIdentifier": name} for name in failures]}
+
+
+def _figures(**values: float) -> None:
+    """Into the log as CloudWatch makes metrics of it, under the names that ``/metrics`` has."""
+    if (namespace := os.environ.get("WATTMESH_METRICS")) is not None:
+        sys.stdout.write(emf_line(namespace, SystemClock().utc_ns(), (), values) + "\n")
+
+
+def lake(event: object, runtime: object) -> dict[str, Any]:
+    """Lambda handler of the lake's schedule: days that are over go from the tables to the bucket. One at a time."""
+    from wattmesh_cloud.lake import Lake
+    from wattmesh_cloud.lake.s3 import S3Storage
+
+    storage = S3Storage(os.environ["WATTMESH_LAKE"])
+    days = Lake(storage).catch_up(context().store, SystemClock().utc_ns() - _LAKE_AFTER_S * NS_PER_S)
+    return {"days": days}
 
 
 def _due(store: Store, site: str, stream: str, taken: Mapping[int, bool], every: int) -> list[tuple[int, ...]]:
@@ -267,43 +301,41 @@ def _acknowledge(site: str, stream: str, sequences: tuple[int, ...], now_ns: int
         log.warning("%s", json.dumps({"not_acknowledged": str(error)[:300], "site": site}))
 
 
+class ParameterKeys:
+    """The sites' keys in AWS Systems Manager, one encrypted parameter a site, each read once an execution environment.
+
+    Args:
+        prefix: In front of the sites' names, ``/wattmesh/production/keys/``.
+        client: An SSM client.
+    """
+
+    def __init__(self, prefix: str, client: Any = None) -> None:
+        self._prefix = prefix
+        self._client = client or boto3.client("ssm")
+        self._rings: dict[str, KeyRing] = {}
+
+    def sign(self, source: Address, destination: Address, content: bytes) -> str | None:
+        """See :class:`wattmesh_a2a.signing.Signer`; none for a site without a key, or while it cannot be read."""
+        site = destination.unit
+        if site not in self._rings:
+            try:
+                answer = self._client.get_parameter(Name=self._prefix + site, WithDecryption=True)
+                self._rings[site] = KeyRing({site: bytes.fromhex(answer["Parameter"]["Value"].strip())})
+            except (BotoCoreError, ClientError, ValueError) as error:
+                # Never the value: what cannot be read is told by its kind alone.
+                log.warning("%s", json.dumps({"no_key": type(error).__name__, "site": site}))
+                return None
+        return self._rings[site].sign(source, destination, content)
+
+
 @cache
-def keys() -> KeyRing:
-    """The sites' keys, from a folder that is mounted into the function: a gateway believes a signed acknowledgement alone."""
-    return KeyRing.of_folder(Path(os.environ["WATTMESH_KEYS"]))
+def keys() -> KeyRing | ParameterKeys:
+    """The sites' keys: a gateway believes a signed acknowledgement alone. ``WATTMESH_KEYS`` is ``ssm:PREFIX`` or a folder."""
+    where = os.environ["WATTMESH_KEYS"]
+    return ParameterKeys(where[4:]) if where.startswith("ssm:") else KeyRing.of_folder(Path(where))
 
 
 @cache
 def iot() -> Any:
     """The client of IoT Core's data plane."""
     return boto3.client("iot-data")
-
-
-def gateway_schema(service: str) -> list[dict[str, Any]]:
-    """A service's tools as AgentCore Gateway takes them (``ToolSchema.InlinePayload``)."""
-    return [
-        {"name": one.name, "description": one.description, "inputSchema": _inlined(one.schema())}
-        for one in CATALOGUE
-        if one.service == service
-    ]
-
-
-_KEPT = ("type", "description", "properties", "required", "items")
-
-
-def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
-    """The part of JSON Schema that the gateway knows: types, texts, properties, items; references put in place."""
-    definitions = schema.get("$defs", {})
-
-    def plain(one: dict[str, Any]) -> dict[str, Any]:
-        if "$ref" in one:
-            one = {**definitions[one["$ref"].rsplit("/", 1)[-1]], **{k: v for k, v in one.items() if k != "$ref"}}
-        kept = {key: one[key] for key in _KEPT if key in one}
-        if "properties" in kept:
-            kept["properties"] = {name: plain(value) for name, value in kept["properties"].items()}
-        if "items" in kept:
-            kept["items"] = plain(kept["items"])
-        kept.setdefault("type", "string")
-        return kept
-
-    return plain(schema)

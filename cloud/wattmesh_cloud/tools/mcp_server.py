@@ -104,10 +104,8 @@ def build_server(
 
 
 def http_app(server: MCPServer) -> Any:
-    """The server as an ASGI application at ``/mcp``: stateless, JSON, bounded requests."""
-    return server.streamable_http_app(
-        stateless_http=True, json_response=True, max_request_body_size=_MOST_REQUEST_BYTES
-    )
+    """The server as an ASGI application at ``/mcp``: stateless, bounded requests; answers are streams, as progress needs."""
+    return server.streamable_http_app(stateless_http=True, max_request_body_size=_MOST_REQUEST_BYTES)
 
 
 def _face(tool: Tool, context: Context, who: Callable[[], Caller]) -> Callable[..., Any]:

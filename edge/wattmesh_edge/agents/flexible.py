@@ -33,7 +33,7 @@ SURPLUS_BEGINS_S, SURPLUS_ENDS_S = 60.0, 180.0
 _OFFERED_S = 180.0
 """After so long without taking anything of what it is offered a load is offered its least power alone."""
 _TAKES_W = 100.0
-_ROOM_S, _DRAWN_S, _FORGET_S = 900.0, 300.0, 3600.0
+_ROOM_S, _DRAWN_S, _FORGET_S = 900.0, 300.0, 7 * 86_400.0
 """Time constants of what the connection leaves, of what the load was seen to take, and of forgetting that."""
 _URGENT = "no time to spare"
 _KEEP_WH = 250.0
@@ -74,6 +74,9 @@ class _Course:
     on_surplus: bool = False
     surplus_w: float = 0.0
     """What the site would export without it."""
+    ranked: tuple[int, int, int] = (0, 0, 0)
+    """Running slot and end of the window, and how many slots between them cost less."""
+    window: tuple[int, int] | None = None
 
 
 class FlexibleAgent:
@@ -169,7 +172,9 @@ class FlexibleAgent:
             course = self._courses[need.device]
             self._observe(need, course, power, image, passed_s)
             target, why, rank = 0.0, "waits", Priority.PLAN
-            window = self.window(need, image.time_ns)
+            window = course.window
+            if window is None or not window[0] <= image.time_ns < window[1]:
+                window = course.window = self.window(need, image.time_ns)
             if window is not None:
                 begun, wh = self.taken.get(need.device, (0, 0.0))
                 wh = wh if begun == window[0] else 0.0
@@ -238,6 +243,16 @@ class FlexibleAgent:
                 course.on_surplus = course.surplus_s >= SURPLUS_BEGINS_S
         course.surplus_w = surplus
 
+    def _cheaper(self, course: _Course, now_ns: int, ends_ns: int) -> int:
+        """How many of the window's coming slots cost less than the running one; looked up once a slot."""
+        here = slot_start_ns(now_ns, SLOT_S)
+        if course.ranked[:2] != (here, ends_ns):
+            price = self._tariff.import_price_ticks(here)
+            later = range(here + SLOT_NS, ends_ns, SLOT_NS)
+            cheaper = sum(self._tariff.import_price_ticks(slot) < price for slot in later)
+            course.ranked = here, ends_ns, cheaper
+        return course.ranked[2]
+
     def _power(self, need: Need, course: _Course, left_wh: float, ends_ns: int, now_ns: int) -> tuple[float, str]:
         if left_wh <= 0:
             return 0.0, "has what it needs"
@@ -249,10 +264,8 @@ class FlexibleAgent:
         planned = self._planned(need.device, now_ns)
         if planned is not None and planned >= max(need.least_w, 1.0):
             return min(need.power_w, planned), "site plan"
-        here = slot_start_ns(now_ns, SLOT_S)
-        slots = range(here, ends_ns, SLOT_NS)
-        cheapest = sorted(slots, key=lambda slot: (self._tariff.import_price_ticks(slot), slot))
-        if planned is None and here in cheapest[: math.ceil(needed_h * 3600 / SLOT_S)]:
+        slots_needed = math.ceil(needed_h * 3600 / SLOT_S)
+        if planned is None and self._cheaper(course, now_ns, ends_ns) < slots_needed:
             return need.power_w, "cheapest time"
         if course.on_surplus:
             return min(need.power_w, max(course.surplus_w, need.least_w)), "surplus"

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from wattmesh_simulators.plant import data
+from wattmesh_simulators.plant.lease import Lease
+from wattmesh_simulators.plant.vehicle import Charger
 
 NS_PER_S = 1_000_000_000
 ONE_WAY_EFFICIENCY = math.sqrt(0.9)
@@ -117,38 +119,6 @@ class Slots:
             self.export_wh[-1] -= energy
 
 
-class Lease:
-    """A setpoint that falls back to a value of its own when nobody renews it in time."""
-
-    def __init__(self, fallback: float) -> None:
-        self._fallback = fallback
-        self.value = fallback
-        self.enabled = True
-        self.timeout_s = 0.0
-        self.reverted = 0
-        self._renewed_ns = 0
-
-    def renew(self, now_ns: int) -> None:
-        """Somebody wrote: the time starts anew."""
-        self._renewed_ns = now_ns
-
-    def ends_ns(self) -> int | None:
-        """When it runs out; none for never."""
-        if not self.enabled or self.timeout_s <= 0 or self.value == self._fallback:
-            return None
-        return self._renewed_ns + round(self.timeout_s * NS_PER_S)
-
-    def current(self, now_ns: int) -> float:
-        """The value in force."""
-        if not self.enabled:
-            return self._fallback
-        if self.timeout_s > 0 and now_ns - self._renewed_ns > self.timeout_s * NS_PER_S:
-            if self.value != self._fallback:
-                self.reverted += 1
-            self.value = self._fallback
-        return self.value
-
-
 class Home:
     """One home with its devices, stepped in simulated time.
 
@@ -158,6 +128,7 @@ class Home:
         frequency_hz: The grid's, now.
         seed: Of the swings inside the hours.
         voltage_pu: The grid's, now.
+        charger: Its charging station; none: it has no electric car.
     """
 
     def __init__(
@@ -167,8 +138,12 @@ class Home:
         frequency_hz: Callable[[], float],
         seed: int = 1,
         voltage_pu: Callable[[], float] = lambda: 1.0,
+        charger: Charger | None = None,
     ) -> None:
         self.home = home
+        self.charger = charger
+        self._uncontrolled = None if charger is None else Charger(replace(charger.car), phases=charger.phases)
+        """What the same car would do at a station that always offers everything: in the shadows."""
         self.frequency_hz = frequency_hz
         self._voltage_pu = voltage_pu
         self.battery = Battery()
@@ -193,6 +168,8 @@ class Home:
         self.writes = 0
         self.initial_stored_wh = self.battery.stored_wh
         self._seed = seed
+        self._uncontrolled_w = 0.0
+        self._now_ns = 0
         self._available_w = 0.0
         self._ambient_c = 25.0
 
@@ -201,7 +178,8 @@ class Home:
         start_ns = now_ns - round(seconds * NS_PER_S)
         while start_ns < now_ns:
             cuts = [now_ns, start_ns + _PIECE_NS, start_ns - start_ns % data.SLOT_NS + data.SLOT_NS]
-            for lease in (self.setpoint, self.pv_limit):
+            leases = (self.setpoint, self.pv_limit, *([self.charger.limit] if self.charger is not None else ()))
+            for lease in leases:
                 ends_ns = lease.ends_ns()
                 if ends_ns is not None and ends_ns > start_ns:
                     cuts.append(ends_ns)
@@ -210,6 +188,7 @@ class Home:
             start_ns = end_ns
 
     def _piece(self, start_ns: int, end_ns: int) -> None:
+        self._now_ns = end_ns
         seconds = (end_ns - start_ns) / NS_PER_S
         hours = seconds / 3600
         middle = (start_ns + end_ns) // 2
@@ -219,19 +198,34 @@ class Home:
         self._available_w = unlimited
         self.pv_w = min(unlimited, self.inverter_w * self.pv_limit.current(middle) / 100)
         self.battery.step(self.setpoint.current(middle), seconds)
-        self.load_total_wh += self.load_w * hours
+        self._charge(start_ns, end_ns, middle)
+        car_w = 0.0 if self.charger is None else self.charger.active_w
+        self.load_total_wh += (self.load_w + car_w) * hours
         self.produced_wh += self.pv_w * hours
         self.pv_total_wh += self.pv_w * hours
         self.curtailed_wh += (unlimited - self.pv_w) * hours
-        self._book(slot, self.load_w - self.pv_w + self.battery.active_w, seconds)
-        self.grid_w = self.load_w - self.pv_w + self.battery.active_w
-        rest = self.load_w - unlimited
+        self._book(slot, self._flow_w(), seconds)
+        self.grid_w = self._flow_w()
+        rest = self.load_w - unlimited + self._uncontrolled_w
         self.no_battery.add(slot, rest, seconds)
         self.self_consumption.add(slot, rest + self.shadow.step(-rest, seconds), seconds)
         self._ambient_c = data.temperature_c(middle)
         self.battery.warm(self._ambient_c, seconds)
         target = self._ambient_c + 5 + 0.006 * self.pv_w
         self.inverter_c += (target - self.inverter_c) * -math.expm1(-seconds / _INVERTER_WARMS_S)
+
+    def _flow_w(self) -> float:
+        """What the home takes from the grid."""
+        return self.load_w - self.pv_w + self.battery.active_w + (self.charger.active_w if self.charger else 0.0)
+
+    def _charge(self, start_ns: int, end_ns: int, now_ns: int) -> None:
+        """The car, and the same one at a station that nobody steers."""
+        if self.charger is None or self._uncontrolled is None:
+            return
+        seconds, volts = (end_ns - start_ns) / NS_PER_S, self._voltage_v()
+        self.charger.step(now_ns, seconds, volts)
+        self._uncontrolled.write(1e6, 0.0, now_ns)
+        self._uncontrolled_w = self._uncontrolled.step(now_ns, seconds, volts)
 
     def _book(self, slot_ns: int, grid_w: float, seconds: float) -> None:
         if grid_w >= 0:
@@ -247,7 +241,7 @@ class Home:
         """
         self.battery.step(self.fast_power_w(now_ns), seconds)
         self._book(now_ns - now_ns % data.SLOT_NS, self.battery.active_w, seconds)
-        self.grid_w = self.load_w - self.pv_w + self.battery.active_w
+        self.grid_w = self._flow_w()
 
     def state(self) -> dict[str, Any]:
         """What a restarted simulator goes on from, as plain data."""
@@ -256,6 +250,7 @@ class Home:
             "battery": asdict(self.battery),
             "shadow": asdict(self.shadow),
             "slots": {name: asdict(getattr(self, name)) for name in _SLOTS},
+            "charger": None if self.charger is None else self.charger.kept(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -263,6 +258,8 @@ class Home:
         battery, shadow = Battery(**state["battery"]), Battery(**state["shadow"])
         slots = {name: Slots(**state["slots"][name]) for name in _SLOTS}
         counters = {name: float(state["counters"][name]) for name in _COUNTERS}
+        if self.charger is not None and state.get("charger"):
+            self.charger.restore(state["charger"])
         self.battery, self.shadow = battery, shadow
         for name, value in (slots | counters).items():
             setattr(self, name, value)
@@ -289,7 +286,7 @@ class Home:
         (self.pv_limit if setting.startswith("limit") else self.setpoint).renew(now_ns)
         self._follow(now_ns)
 
-    def command(self, control: str, value: float | None, timeout_s: float, now_ns: int) -> None:
+    def command(self, control: str, value: float | None, timeout_s: float, now_ns: int, device: str = "") -> None:
         """What a device makes of its settings, for those whose settings have names of their own.
 
         Args:
@@ -297,8 +294,12 @@ class Home:
             value: In our sign and unit; none leaves the device to itself.
             timeout_s: When it falls back unless renewed; 0 for never.
             now_ns: Time of the write.
+            device: Whose ``active_power_w``: the battery's or the charging station's.
         """
         self.writes += 1
+        if device == "ev_charger" and self.charger is not None:
+            self.charger.write(value, timeout_s, now_ns)
+            return
         lease = self.pv_limit if control == "production_limit_percent" else self.setpoint
         lease.enabled, lease.timeout_s = value is not None, timeout_s
         if value is not None:
@@ -309,12 +310,14 @@ class Home:
     def restart(self, now_ns: int) -> None:
         """The devices were switched off and on: setpoints and limits are gone."""
         self.setpoint, self.pv_limit = Lease(0.0), Lease(100.0)
+        if self.charger is not None:
+            self.charger.limit = Lease(self.charger.limit.fallback)
         self._follow(now_ns)
 
     def _follow(self, now_ns: int) -> None:
         self.battery.active_w = self.fast_power_w(now_ns)
         self.pv_w = min(self._available_w, self.inverter_w * self.pv_limit.current(now_ns) / 100)
-        self.grid_w = self.load_w - self.pv_w + self.battery.active_w
+        self.grid_w = self._flow_w()
 
     def _voltage_v(self) -> float:
         """Phase to neutral at the connection: less the drop that the home's own power makes on its line."""
@@ -328,6 +331,9 @@ class Home:
         """Values of a device's points by name, in our sign and unit; a template takes those it has."""
         frequency = self.frequency_hz()
         voltage = self._voltage_v()
+        if device == "ev_charger" and self.charger is not None:
+            voltages = {name: value for name, value in _phases(0.0, voltage).items() if name.startswith("voltage")}
+            return {**self.charger.quantities(self._now_ns, voltage), **voltages, "frequency_hz": frequency}
         if device == "meter":
             return {**_phases(self.grid_w, voltage), "frequency_hz": frequency, "power_factor_percent": 98.0,
                     "energy_import_wh": self.import_wh, "energy_export_wh": self.export_wh,

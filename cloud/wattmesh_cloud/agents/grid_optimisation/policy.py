@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime, timedelta, tzinfo
 
 from wattmesh_cloud.agents.proposals import CallResponse, CancelResponse, DeclareStatus, Proposal, RaiseAlarm
 from wattmesh_cloud.agents.situations import SLOT_NS, SLOTS_A_DAY, GridSituation
@@ -88,7 +89,23 @@ def peak_window(situation: GridSituation) -> tuple[int, float, float] | None:
     """Start, mean power and threshold of the day's highest window after the notice; none where there is no peak worth an event."""
     first = situation.now_ns + situation.notice_s * 1_000_000_000
     skip = max(0, -(-(first - situation.start_ns) // SLOT_NS))
-    powers: Sequence[float] = situation.expected_w[skip : skip + SLOTS_A_DAY]
+    return highest(situation, skip, skip + SLOTS_A_DAY)
+
+
+def tomorrows_peak(situation: GridSituation, zone: tzinfo) -> tuple[int, float, float] | None:
+    """The same of the next day on the clock of ``zone``."""
+    now = datetime.fromtimestamp(situation.now_ns // 1_000_000_000, tz=zone)
+    start = now.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+    edges = (start, start + timedelta(days=1))
+    low, high = ((round(one.timestamp()) * 1_000_000_000 - situation.start_ns) // SLOT_NS for one in edges)
+    first = situation.now_ns + situation.notice_s * 1_000_000_000
+    return highest(situation, max(low, -(-(first - situation.start_ns) // SLOT_NS)), high)
+
+
+def highest(situation: GridSituation, low: int, high: int) -> tuple[int, float, float] | None:
+    """The highest window among some of the expected slots, where it stands out of them."""
+    skip = max(0, low)
+    powers: Sequence[float] = situation.expected_w[skip:high]
     width = situation.duration_s // 900
     if width < 1 or len(powers) < max(width, 8):
         return None

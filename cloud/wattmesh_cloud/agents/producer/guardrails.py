@@ -16,8 +16,8 @@ def guardrail(proposal: Proposal, situation: SiteSituation) -> str | None:
         case SetReserve():
             if proposal.reserve_soc_percent > MOST_RESERVE_PERCENT:
                 return f"a reserve of {proposal.reserve_soc_percent:.0f} % is above {MOST_RESERVE_PERCENT:.0f} %"
-            if situation.battery_wh == 0 and proposal.reserve_soc_percent > MOST_RESERVE_PERCENT / 10:
-                return "the site has no battery"
+            if situation.battery_wh == 0:
+                return "the site has no battery" if proposal.reserve_soc_percent > MOST_RESERVE_PERCENT / 10 else None
             if situation.grid_status == "emergency" and proposal.reserve_soc_percent < MOST_RESERVE_PERCENT / 2:
                 return "no low reserve while the grid is in an emergency"
         case SetTrading(trade=True):

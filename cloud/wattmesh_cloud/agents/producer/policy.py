@@ -25,6 +25,8 @@ def policy(situation: SiteSituation) -> list[Proposal]:
 
 
 def _reserve(situation: SiteSituation) -> tuple[float, str]:
+    if situation.battery_wh == 0:
+        return BASE_PERCENT, "no battery: nothing to keep"
     if situation.grid_status == "emergency":
         return EMERGENCY_PERCENT, f"the grid is in an emergency: {EMERGENCY_PERCENT:.0f} % kept for the house"
     if situation.grid_status == "alert":

@@ -1,0 +1,26 @@
+"""A language model as the cloud's file asks for it; the only place that knows which package it needs."""
+
+from __future__ import annotations
+
+from wattmesh_a2a.errors import ConfigurationError
+
+from wattmesh_cloud.agents.config import ModelConfig
+from wattmesh_cloud.agents.contract import Reasoner
+from wattmesh_cloud.agents.toolbox import Toolbox
+
+
+def reasoner(config: ModelConfig | None, toolbox: Toolbox) -> Reasoner | None:
+    """A model behind the contract; none where none is asked for, and then nothing of it is imported.
+
+    Raises:
+        ConfigurationError: The extra is not installed.
+    """
+    if config is None:
+        return None
+    try:
+        from wattmesh_cloud.agents.strands_reasoner import StrandsReasoner
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in ("strands", "boto3", "botocore"):
+            raise  # anything else that is missing is a fault of ours and has to be seen
+        raise ConfigurationError("agents.model needs the extra: pip install 'wattmesh[bedrock]'") from error
+    return StrandsReasoner(config, toolbox)
