@@ -132,6 +132,7 @@ class Cloud:
             keys=self._signer,
             store=SqliteDedupe(state / "answers.sqlite"),
             dead=DeadLetters(state / "dead.sqlite"),
+            figures=True,
             peer_requests_per_s=PEER_REQUESTS_PER_S,
             serve=[Address(org, CLOUD_UNIT, name) for name in self.forecasting_ids],
         )

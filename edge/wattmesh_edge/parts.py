@@ -86,6 +86,7 @@ def make_messenger(site: Site, transport: MqttTransport, clock: Clock) -> Delive
         keys=make_keys(site),
         store=SqliteDedupe(site.state / "answers.sqlite"),
         dead=DeadLetters(site.state / "dead.sqlite"),
+        figures=True,
         peer_requests_per_s=PEER_REQUESTS_PER_S,
     )
 
