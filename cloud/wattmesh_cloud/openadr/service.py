@@ -8,6 +8,7 @@ from pathlib import Path
 
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.errors import ConfigurationError, WattmeshError
+from wattmesh_a2a.messages import Message
 
 from wattmesh_cloud.forecasting.service import median_of
 from wattmesh_cloud.grid.config import OpenAdrConfig
@@ -47,6 +48,12 @@ class OpenAdrService:
         self._enrolled = False
         self._failing = False
         self._restore()
+
+    def register(self) -> None:
+        """It takes no requests of the house."""
+
+    def on_record(self, site: str, message: Message) -> None:
+        """It learns nothing from a site's records; the grid agent does."""
 
     async def run(self) -> None:
         """For ever; a VTN that is away costs nothing but news."""

@@ -24,6 +24,7 @@ from wattmesh_cloud.openadr.models import (
 NS_PER_S = 1_000_000_000
 SLOT_NS = 900 * NS_PER_S
 _LONGEST = timedelta(hours=12)
+_FARTHEST = timedelta(days=366)
 _LARGEST_W = 1e12
 SIMPLE_SHARES = {1: 0.1, 2: 0.2, 3: 0.3}
 """What the levels of SIMPLE ask for: shares of the expected import. The specification leaves their meaning to the program."""
@@ -92,6 +93,7 @@ def _windows(event: Event, now_ns: int) -> list[tuple[Interval, int | str, int |
     rows: list[tuple[Interval, int | str, int | None]] = []
     default = event.interval_period
     after: datetime | None = None
+    now = datetime.fromtimestamp(now_ns // NS_PER_S, tz=UTC)
     for interval in event.intervals:
         period = interval.interval_period or default
         if period is None:
@@ -100,9 +102,12 @@ def _windows(event: Event, now_ns: int) -> list[tuple[Interval, int | str, int |
         own = interval.interval_period is not None
         begin = period.start if own or after is None else after
         if begin is None:
-            begin = datetime.fromtimestamp(now_ns // NS_PER_S, tz=UTC)
+            begin = now
         if begin.tzinfo is None:
             rows.append((interval, "its start has no time zone", None))
+            continue
+        if abs(begin - now) > _FARTHEST:
+            rows.append((interval, "it begins in more than a year, or began more than a year ago", None))
             continue
         length = period.duration
         if length is None or not timedelta(0) < length <= _LONGEST:
