@@ -396,6 +396,8 @@ class Cloud:
             running = [group.create_task(service.run(), name=type(service).__name__) for service in self.services]
             running.append(group.create_task(self.jobs.run(), name="jobs"))
             running.append(group.create_task(self.observer.run(), name="observer"))
+            if (queue := self._config.model.action_queue) is not None:
+                running.append(group.create_task(self._actions(queue), name="actions"))
             if (log_file := self._config.model.observability.emf) is not None:
                 running.append(group.create_task(self._tell_cloudwatch(log_file), name="figures"))
             running.append(group.create_task(self._taking(), name="ingest"))
@@ -430,6 +432,12 @@ class Cloud:
         self.audit.close()
         self.dead.close()
         self.store.close()
+
+    async def _actions(self, url: str) -> None:
+        """What the action function on AWS has accepted."""
+        from wattmesh_cloud.aws.actions import ActionQueue
+
+        await ActionQueue(url, MarketActions(self.markets), self.audit, self._clock).run()
 
     async def _tell_cloudwatch(self, path: Path) -> None:
         """The figures of ``/metrics`` once a minute, for CloudWatch's agent."""

@@ -94,6 +94,10 @@ class CloudModel(StrictModel):
     http: HttpModel = HttpModel()
     ingest: IngestModel = IngestModel()
     observability: ObservabilityModel = ObservabilityModel()
+    action_queue: str | None = Field(
+        default=None, pattern=r"^https://sqs\.[a-z0-9-]+\.amazonaws\.com(\.cn)?/\d{12}/[^/]+$"
+    )
+    """AWS: the queue into which the action function puts what it accepted."""
     access: AccessModel = AccessModel()
     lab: LabModel | None = None
     tools: ToolsModel | None = None

@@ -171,7 +171,9 @@ class Gateway:
             self.site_id, self.drivers, lambda: self.frequency.reflex, site.state / "events", self.messenger, self._spawn,
             flash=lambda device: FlashWrites(self._db, device), utc_ns=clock.utc_ns,
         ).register()  # fmt: skip
-        self._maintenance = Maintenance(self.site_id, self.drivers, self._maker, parts.planes(site), self._db)
+        self._maintenance = Maintenance(
+            self.site_id, self.drivers, self._maker, parts.planes(site), self._db, parts.guaranteed_cycles(site)
+        )
         self.reporter = Reporter(
             site, self.control, self.outbox, self.messenger, self.frequency, self._db,
             counts=self.counts, clock=clock, plan_source=self._plan_source, flexible=self._flexible.needs(),
@@ -270,7 +272,7 @@ class Gateway:
             except sqlite3.Error as error:
                 self.counts["outbox_failures"] += 1
                 log.debug("the outbox cannot be read now: %s", error)
-            await asyncio.sleep(0.1)
+            await self.uplink.rest()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -15,11 +15,17 @@ class ParticipantModel(StrictModel):
     """A site that may trade; limits are positive magnitudes."""
 
     id: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
-    import_limit_w: float = Field(gt=0)
-    export_limit_w: float = Field(ge=0)
-    credit_limit: float = Field(gt=0, description="currency: the most its open orders and trades may cost")
+    import_limit_w: float = Field(gt=0, le=1e11)
+    export_limit_w: float = Field(ge=0, le=1e11)
+    credit_limit: float = Field(gt=0, le=1e15, description="currency: the most its open orders and trades may cost")
     orders_per_s: float = Field(
         default=50.0, gt=0, le=1e6, description="sustained; four seconds' worth may come at once"
+    )
+    orders_a_slot: int = Field(default=1000, gt=0, description="accepted in one product, also when they were cancelled")
+    owner: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9_.-]{1,64}$",
+        description="who stands behind it: one owner never trades with itself",
     )
     telemetry_max_age_s: int | None = Field(
         default=None, gt=0, description="take offers only with telemetry this young that says the site can deliver"
@@ -35,7 +41,7 @@ class MarketConfig(StrictModel):
     slot_s: int = Field(default=900, ge=300, le=3600)
     gate_open_s: int = Field(default=21_600, gt=0)
     gate_close_s: int = Field(default=300, ge=0)
-    price_band: float = Field(default=10.0, gt=0, description="currency per kWh: orders beyond ± are refused")
+    price_band: float = Field(default=10.0, gt=0, le=800, description="currency per kWh: orders beyond ± are refused")
     substitute_after_s: int = Field(default=7200, ge=0, description="how long settlement waits for a meter")
     mechanism: Literal["call", "continuous", "continuous+call", "pay-as-bid"] = "call"
     call_s: int = Field(default=300, gt=0, description="how long orders are collected before the closing auction")

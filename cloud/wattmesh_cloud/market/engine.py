@@ -112,7 +112,7 @@ class MarketEngine:
 
     def place(self, participant: str, orders: Sequence[Order], now_ns: int) -> list[OrderResult]:
         """New orders, each by itself; a repetition is answered with where its order stands. One result an order."""
-        self.advance(now_ns)
+        now_ns = self.advance(now_ns)
         if self.risk.too_fast(participant, len(orders), now_ns):
             return [self._refused(order.client_order_id, (RejectReason.RATE_LIMIT, "")) for order in orders]
         return [self._place(participant, order, now_ns) for order in orders]
@@ -125,7 +125,9 @@ class MarketEngine:
                 return known.result()
             return self._refused(order.client_order_id, (RejectReason.DUPLICATE_ID, "known with other contents"))
         halted = self.halted if self.halts else None
-        refusal = self.risk.refusal(participant, order, now_ns, halted=halted) or self._halt_of(slot, now_ns)
+        refusal = self.risk.refusal(participant, order, now_ns, halted=halted) or self._halt_of(
+            slot, now_ns, participant
+        )
         if refusal is None:
             limit, quantity = self._limit(order), order.quantity_wh
             if order.side is _BUY:
@@ -145,7 +147,7 @@ class MarketEngine:
         Orders that are wrong by themselves are refused one by one; a limit that the rest breaks together refuses them all, and
         what stood before goes on to stand. A batch of none takes all orders of the slot back.
         """
-        self.advance(now_ns)
+        now_ns = self.advance(now_ns)
         if self.risk.too_fast(participant, len(orders), now_ns):
             return [self._refused(order.client_order_id, (RejectReason.RATE_LIMIT, "")) for order in orders]
         slot = self.slots.get(slot_ns)
@@ -161,7 +163,8 @@ class MarketEngine:
             for entry in list(slot.own.get(participant, {}).values()):
                 self._withdraw(slot, entry, OrderStatus.CANCELLED)
                 if not entry.filled_wh:  # its name is free again; one that has traded keeps it
-                    slot.entries.pop((participant, entry.placed.client_order_id), None)
+                    del slot.entries[participant, entry.placed.client_order_id]
+                    slot.positions[participant].orders -= 1
         return [
             self._enter(participant, order, now_ns)
             if refusal is None
@@ -191,7 +194,7 @@ class MarketEngine:
             return refusal
         if order.slot_start_ns != slot_ns:
             return RejectReason.UNKNOWN_PRODUCT, "an order of another slot"
-        refusal = self._halt_of(slot, now_ns)
+        refusal = self._halt_of(slot, now_ns, participant)
         if refusal is not None:
             return refusal
         done = slot.entries.get((participant, order.client_order_id)) if slot is not None else None
@@ -201,6 +204,13 @@ class MarketEngine:
             return None
         if order.time_in_force in _RULES:
             return RejectReason.BAD_TIME_IN_FORCE, "orders are only collected now"
+        mates = self.risk.mates(participant)
+        if (
+            slot is not None and len(mates) > 1
+        ):  # the batch replaces its own orders, and not those of the same owner's others
+            met = self._meeting(slot, [name for name in mates if name != participant], order)
+            if met is not None:
+                return met
         if order.side is _SELL:
             limit = self._limit(order)
             for other in batch:
@@ -235,7 +245,7 @@ class MarketEngine:
         self, participant: str, slot_ns: int, client_order_id: str, quantity_wh: int, limit_ticks: int, now_ns: int
     ) -> OrderResult:
         """Other terms for an open order; see :class:`wattmesh_a2a.messages.OrderAmend`."""
-        self.advance(now_ns)
+        now_ns = self.advance(now_ns)
         if self.risk.too_fast(participant, 1, now_ns):
             return self._refused(client_order_id, (RejectReason.RATE_LIMIT, ""))
         slot = self.open.get(slot_ns)
@@ -255,7 +265,9 @@ class MarketEngine:
             time_in_force=order.time_in_force,
             expires_ns=order.expires_ns,
         )
-        refusal = self.risk.refusal(participant, wanted, now_ns, halted=self.halted) or self._halt_of(slot, now_ns)
+        refusal = self.risk.refusal(participant, wanted, now_ns, halted=self.halted)
+        if refusal is None and now_ns < slot.halted_until_ns:
+            refusal = RejectReason.HALTED, "the product's price moved too fast"
         if refusal is None and quantity_wh <= entry.filled_wh:
             refusal = RejectReason.BAD_QUANTITY, f"{entry.filled_wh} Wh of it have traded"
         limit = self._limit(wanted)
@@ -283,7 +295,7 @@ class MarketEngine:
         self, participant: str, now_ns: int, *, slot_ns: int | None = None, client_order_ids: Sequence[str] = ()
     ) -> list[OrderResult]:
         """Take open orders back: the named ones, or all of a slot, or all; also while the market is halted."""
-        self.advance(now_ns)
+        now_ns = self.advance(now_ns)
         results: list[OrderResult] = []
         wanted = set(client_order_ids)
         for start in sorted(self.open) if slot_ns is None else [slot_ns]:
@@ -318,9 +330,17 @@ class MarketEngine:
     def _continuous(self, slot_ns: int, now_ns: int) -> bool:
         return self.mechanism.continuous(now_ns, slot_ns - self._close_ns)
 
-    def _halt_of(self, slot: Slot | None, now_ns: int) -> Refusal | None:
-        if slot is not None and now_ns < slot.halted_until_ns:
+    def _halt_of(self, slot: Slot | None, now_ns: int, participant: str) -> Refusal | None:
+        if slot is None:
+            return None
+        if slot.phase is not Phase.OPEN:  # also under rules that have changed since it closed
+            return RejectReason.GATE_CLOSED, "this product is closed"
+        if now_ns < slot.halted_until_ns:
             return RejectReason.HALTED, "the product's price moved too fast"
+        position = slot.positions.get(participant)
+        most = self.risk.limits[participant].orders_a_slot
+        if position is not None and position.orders >= most:
+            return RejectReason.RATE_LIMIT, f"{most} orders in one product"
         return None
 
     def _collecting(self, slot: Slot | None, participant: str, order: Order, now_ns: int) -> Refusal | None:
@@ -329,12 +349,17 @@ class MarketEngine:
             return None
         if order.time_in_force in _RULES:
             return RejectReason.BAD_TIME_IN_FORCE, "orders are only collected now"
+        return None if slot is None else self._meeting(slot, self.risk.mates(participant), order)
+
+    def _meeting(self, slot: Slot, people: Sequence[str], order: Order) -> Refusal | None:
+        """Whether a collected order would meet one of these participants'."""
         limit = self._limit(order)
-        for entry in slot.own.get(participant, {}).values() if slot is not None else ():
-            if entry.order.side is not order.side and (
-                entry.limit_ticks >= limit if order.side is _SELL else entry.limit_ticks <= limit
-            ):
-                return RejectReason.SELF_TRADE, f"it would meet {entry.placed.client_order_id[:64]}"
+        for name in people:
+            for entry in slot.own.get(name, {}).values():
+                if entry.order.side is not order.side and (
+                    entry.limit_ticks >= limit if order.side is _SELL else entry.limit_ticks <= limit
+                ):
+                    return RejectReason.SELF_TRADE, f"it would meet {entry.placed.client_order_id[:64]}"
         return None
 
     def _refused(self, client_order_id: str, refusal: Refusal) -> OrderResult:
@@ -352,9 +377,10 @@ class MarketEngine:
             band = self.risk.band
             book = slot.book = Book(-band, band, self_trade_rule=_SELF_TRADE[self.config.self_trade])
             self.open[order.slot_start_ns] = slot
-        owner = self._owners.get(participant)
+        person = self.risk.limits[participant].owner
+        owner = self._owners.get(person)
         if owner is None:
-            owner = self._owners[participant] = len(self._owners)
+            owner = self._owners[person] = len(self._owners)
         book.matching = self._continuous(order.slot_start_ns, now_ns)
         rule = _RULES.get(order.time_in_force, kernel.REST)
         if order.kind is _MARKET and book.matching and rule == kernel.REST:
@@ -369,6 +395,7 @@ class MarketEngine:
             own = slot.own[participant] = {}
         own[number] = entry
         self._open(slot, entry, order.quantity_wh)
+        slot.positions[participant].orders += 1
         result = self._after(slot, entry, before, now_ns)
         if order.expires_ns is not None and entry.open_wh:
             heapq.heappush(self._expiries, (order.expires_ns, order.slot_start_ns, number))
@@ -557,8 +584,8 @@ class MarketEngine:
 
     # -- time
 
-    def advance(self, now_ns: int) -> None:
-        """Time has come this far (it never goes back): orders whose time is over expire."""
+    def advance(self, now_ns: int) -> int:
+        """Time has come this far: orders whose time is over expire. Returns the market's time, which never goes back."""
         self.now_ns = max(self.now_ns, now_ns)
         while self._expiries and self._expiries[0][0] <= self.now_ns:
             _, start, number = heapq.heappop(self._expiries)
@@ -566,6 +593,7 @@ class MarketEngine:
             entry = slot.live.get(number) if slot is not None else None
             if slot is not None and entry is not None:
                 self._withdraw(slot, entry, OrderStatus.EXPIRED)
+        return self.now_ns
 
     def due(self, now_ns: int) -> list[int]:
         """Slots whose gate has closed and that are not cleared."""

@@ -75,6 +75,8 @@ class Position:
     sold: int = 0
     open_buy: int = 0
     open_sell: int = 0
+    orders: int = 0
+    """How many of its orders are remembered."""
 
     @property
     def worst_sold(self) -> int:
@@ -185,7 +187,8 @@ class Slot:
             ],
             "live": list(self.live),
             "positions": {
-                name: [one.bought, one.sold, one.open_buy, one.open_sell] for name, one in self.positions.items()
+                name: [one.bought, one.sold, one.open_buy, one.open_sell, one.orders]
+                for name, one in self.positions.items()
             },
             "trades": [_row(trade) for trade in self.trades],
             "welfare": self.welfare_units,

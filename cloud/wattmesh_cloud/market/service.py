@@ -12,14 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from wattmesh_a2a import tracing
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.codec import message_from_json, message_to_bytes
 from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, MARKET_AGENT, Address, Envelope
 from wattmesh_a2a.errors import UnauthorisedError, WattmeshError
-from wattmesh_a2a.market import Order, RejectReason, Trade
+from wattmesh_a2a.market import Order, OrderStatus, RejectReason, Trade
 from wattmesh_a2a.messages import (
     Commitment,
     CommitmentList,
@@ -44,7 +44,7 @@ from wattmesh_cloud.market.config import MarketConfig
 from wattmesh_cloud.market.engine import MarketEngine
 from wattmesh_cloud.market.journal import Journal, journal_path
 from wattmesh_cloud.market.marketdata import market_data
-from wattmesh_cloud.market.replica import Standby, recovered, write_snapshot
+from wattmesh_cloud.market.replica import Standby, named_orders, recovered, write_snapshot
 from wattmesh_cloud.market.risk import SiteState
 from wattmesh_cloud.market.rows import clearing_rows, figures, live_rows, settlement_rows
 from wattmesh_cloud.store.base import Item, JsonValue, Store, Table
@@ -67,12 +67,25 @@ _MOST_TRACES = 8
 _MOST_TRACED = 10_000
 _DAY_NS = 86_400 * NS_PER_S
 _MOST_REFUSED = 100
+_MOST_TASKS = 5000
 _MOST_TRADES = 200
 """In one message: it has to stay under the transports' 100 KB."""
 
 
 _ENTRIES = {OrderBatch: "orders", OrderPlace: "place", OrderAmend: "amend", OrderCancel: "cancel"}
 """What a message is called in the journal."""
+
+
+OrderMessage = OrderBatch | OrderPlace | OrderAmend | OrderCancel
+
+
+def _too_fast(message: OrderMessage) -> Message:
+    """The answer to what is not even looked at."""
+    reason, status = RejectReason.RATE_LIMIT, OrderStatus.REJECTED
+    results = tuple(OrderResult(client_order_id=name, status=status, reason=reason) for name in named_orders(message))
+    if isinstance(message, OrderBatch):
+        return OrderBatchResult(slot_start_ns=message.slot_start_ns, results=results)
+    return OrderResults(results=results)
 
 
 def _short(commitment: Commitment, trades: int = _MOST_TRADES) -> Commitment:
@@ -131,6 +144,7 @@ class MarketService:
         self._telling = False
         self._traces: dict[tuple[str, int], tuple[str, ...]] = {}
         self._shown: dict[int, ProductData] = {}
+        self._busy_until: dict[str, int] = {}
         self._unread: Counter[tuple[str, str]] = Counter()
         self._journal = Journal(journal_path(state, config.area))
         self._snapshot = state / f"market-{config.area}.snapshot"
@@ -170,8 +184,13 @@ class MarketService:
         if isinstance(message, CommitmentQuery):
             return self._on_query(envelope, message)
         assert isinstance(message, OrderBatch | OrderPlace | OrderAmend | OrderCancel)
-        if envelope.source.unit != message.participant_id:
-            await self._unauthorised(envelope, message.participant_id)
+        own, flooding = envelope.source.unit == message.participant_id, self._flooding(envelope.source, message)
+        if not own:
+            if not flooding:
+                await self._unauthorised(envelope)
+            raise UnauthorisedError(f"{envelope.source} may not order for {message.participant_id}")
+        if flooding:
+            return _too_fast(message)
         results = await self._commit_message(_ENTRIES[type(message)], message, self._clock.utc_ns())
         if isinstance(message, OrderBatch):
             return OrderBatchResult(slot_start_ns=message.slot_start_ns, results=tuple(results))
@@ -232,17 +251,26 @@ class MarketService:
         )
         return await self._commit_message("cancel", message, self._clock.utc_ns())
 
-    async def _unauthorised(self, envelope: Envelope, participant: str) -> NoReturn:
+    def _flooding(self, source: Address, message: OrderMessage) -> bool:
+        """Whether somebody sends more than the journal has room for; it is counted there, and stands there no longer by itself.
+
+        The engine's own limit is stricter, and decided from what the journal has. This one is before it, for what has no limit
+        there (cancellations, empty messages), and for refusals, which take room as well.
+        """
+        unit = source.unit if source.unit in self.engine.risk.limits else "?"
+        (pace_ns, burst_ns), now = self.engine.risk.allowance(unit), self._clock.monotonic_ns()
+        orders = len(message.orders) if isinstance(message, OrderBatch | OrderPlace) else 1
+        busy = max(self._busy_until.get(unit, 0), now) + max(1, orders) * pace_ns
+        if busy - now > burst_ns:
+            self.note_refusal(source, RejectReason.RATE_LIMIT)
+            return True
+        self._busy_until[unit] = busy
+        return False
+
+    async def _unauthorised(self, envelope: Envelope) -> None:
         """Only a participant's own unit orders for it; whoever else tries is refused, and the journal says so."""
-        await self._commit(
-            {
-                "what": "refused",
-                "reason": str(RejectReason.NOT_AUTHORISED),
-                "source": str(envelope.source),
-                "participant": participant[:64],
-            }
-        )
-        raise UnauthorisedError(f"{envelope.source} may not order for {participant}")
+        reason = str(RejectReason.NOT_AUTHORISED)
+        await self._commit({"what": "refused", "reason": reason, "source": str(envelope.source)})
 
     def note_refusal(self, source: Address, fate: str) -> None:
         """Count an order that messaging has refused (malformed, late, unsigned); the journal gets the counts with the next step.
@@ -266,6 +294,9 @@ class MarketService:
         for name, trade in executed:
             by_owner.setdefault(name, []).append(trade)
         for name, trades in by_owner.items():
+            if len(self._tasks) >= _MOST_TASKS:
+                log.warning("executions of %s are not told one by one; their commitments tell them", name)
+                return
             for first in range(0, len(trades), _MOST_TRADES):
                 part = tuple(trades[first : first + _MOST_TRADES])
                 message = Executions(participant_id=name, area_id=self.config.area, trades=part)
@@ -305,8 +336,14 @@ class MarketService:
             return
         slot, now = message.slot_start_ns, self._clock.utc_ns()
         whole = slot % self._slot_ns == 0 and now - _LOOK_BACK_NS <= slot <= now - self._slot_ns
-        if whole and min(message.import_wh, message.export_wh) >= 0:
-            self._intervals.setdefault(message.slot_start_ns, {})[site] = message
+        if not whole or min(message.import_wh, message.export_wh) < 0:
+            return
+        limits = self.engine.risk.limits.get(site)
+        if limits is not None and not limits.plausible(message.import_wh, message.export_wh):
+            # No money follows from a reading that the connection cannot carry: its slot gets the stated substitute.
+            self.note_refusal(Address(self._org, site, GATEWAY_AGENT), "implausible_reading")
+            return
+        self._intervals.setdefault(message.slot_start_ns, {})[site] = message
 
     def _send_commitment(self, commitment: Commitment) -> None:
         self._spawn(self._deliver(_short(commitment)))

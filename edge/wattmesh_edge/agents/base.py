@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,8 @@ HORIZON_SLOTS = 96
 _PROFILE_WEIGHT = 0.25
 """Of a new day in the seasonal profile: about a week of memory."""
 _LEASE_PERIODS = 4
+_DECILES = 2.563
+"""Standard deviations of a normal distribution between its first and its last decile."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -117,6 +120,20 @@ class Outlook:
         own = self.profile.get(slot_ns // SLOT_NS % (86_400 // SLOT_S))
         return None if own is None else (own[0] - own[1], "tariff")
 
+    def spread_wh(self, slot_ns: int) -> float:
+        """Standard deviation of a slot's net load by the cloud's quantiles (errors of load and PV independent); 0 for unknown."""
+        widths = []
+        for quantity in ("load_wh", "pv_wh"):
+            forecast = self.forecasts.get(quantity)
+            index = -1 if forecast is None else (slot_ns - forecast.start_ns) // SLOT_NS
+            if forecast is None or forecast.slot_s != SLOT_S or not 0 <= index < len(forecast.values):
+                return 0.0
+            row, levels = forecast.values[index], forecast.levels
+            if len(row) < 2 or (levels[0], levels[-1]) != (0.1, 0.9):
+                return 0.0
+            widths.append(max(0.0, row[-1] - row[0]) / _DECILES)
+        return math.hypot(*widths)
+
     def net_of(self, slot_ns: int) -> float | None:
         """Expected load less PV of a slot; none where nothing is known."""
         found = self.expected_net_wh(slot_ns)
@@ -135,7 +152,10 @@ class Outlook:
         prices = [self.tariff.import_price_ticks(start + index * SLOT_NS) for index in range(len(known))]
         feed_in = self.tariff.feed_in_ticks()
         self.import_ticks = tuple(prices)
-        self.value = value_of_storage(self.storage, self.net_wh, prices, feed_in, start_ns=start, slot_s=SLOT_S)
+        spread = [self.spread_wh(start + index * SLOT_NS) for index in range(len(known))]
+        self.value = value_of_storage(
+            self.storage, self.net_wh, prices, feed_in, start_ns=start, slot_s=SLOT_S, spread_wh=spread
+        )
         own = expected_grid_wh(self.storage, self.value, stored_wh, self.net_wh, prices, feed_in)
         if self.band_w(now_ns) is not None and self.site_plan is not None:  # what will be followed is what is ordered
             planned = [self.site_plan.expected_grid_w(start + index * SLOT_NS) for index in range(len(own))]
