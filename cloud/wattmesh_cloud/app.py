@@ -197,6 +197,7 @@ class Cloud:
             self.strategy,
             *self.planning,
             *self._coordination(),
+            *self._openadr(),
         )
         self.view = CloudView(
             clock=clock,
@@ -225,6 +226,20 @@ class Cloud:
             actions=MarketActions(self.markets),
         )
         self._wire()
+
+    def _openadr(self) -> tuple[Service, ...]:
+        """Our virtual end node, where a virtual top node is configured."""
+        grid = self._config.model.grid
+        if grid.openadr is None:
+            return ()
+        from wattmesh_cloud.openadr.client import VenClient
+        from wattmesh_cloud.openadr.service import OpenAdrService
+
+        client = VenClient(grid.openadr, self._clock)
+        price = grid.demand_response.price
+        service = OpenAdrService(grid.openadr, client, self.grid, self._clock, self._config.state, price=price)
+        self.grid.further["openadr"] = service.snapshot
+        return (service,)
 
     def _wire(self) -> None:
         if not self._config.model.ingest.workers:
