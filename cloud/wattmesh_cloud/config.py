@@ -94,6 +94,10 @@ class CloudModel(StrictModel):
     http: HttpModel = HttpModel()
     ingest: IngestModel = IngestModel()
     observability: ObservabilityModel = ObservabilityModel()
+    action_queue: str | None = Field(
+        default=None, pattern=r"^https://sqs\.[a-z0-9-]+\.amazonaws\.com(\.cn)?/\d{12}/[^/]+$"
+    )
+    """AWS: the queue into which the action function puts what it accepted."""
     access: AccessModel = AccessModel()
     lab: LabModel | None = None
     tools: ToolsModel | None = None
@@ -159,6 +163,9 @@ def load_cloud(path: Path) -> CloudConfig:
     weather = model.forecasting.weather
     if weather is not None:
         files["forecasting"] = model.forecasting.model_copy(update={"weather": _placed(base, weather, "key", "file")})
+    if model.grid.openadr is not None:
+        openadr = _placed(base, model.grid.openadr, "client_secret", "ca")
+        files["grid"] = model.grid.model_copy(update={"openadr": openadr})
     if model.a2a is not None:
         files["a2a"] = _a2a(path, model.a2a)
     model = model.model_copy(update=files)
