@@ -54,7 +54,7 @@ def sites(seed: int, count: int, start_ns: int) -> list[SimulatedSite]:
         )
         setup = SiteSetup(
             id=f"site-{number:02d}", tariff=TARIFF, battery_wh=6400.0 if has_battery else 0.0, battery_w=5000.0,
-            import_limit_w=17_000.0, export_limit_w=8000.0, car=car if has_car else None, step_s=SLOW_S,
+            import_limit_w=17_000.0, export_limit_w=8000.0, car=car if has_car else None, step_s=SLOW_S, replan_s=14_400,
         )  # fmt: skip
         own = seed * 1000 + number
 
