@@ -2,8 +2,8 @@
 
 usage: benchmarks/backtest.py [--json] [--days 365] [--controllers market,gateway,community]
 
-Data: CityLearn 2022, five homes, quarter hours, tariff of the data set with 0.05 for exports. Two worker processes. Nothing was tuned to
-it: the controllers are the house's as they are. Cost of the community is netted behind one connection, and so is its bound.
+Data: CityLearn 2022, five homes, quarter hours, tariff of the data set with 0.05 for exports, two workers. Nothing was
+tuned to it: the controllers are the house's as they are. Cost of the community is netted behind one connection, as is its bound.
 """
 
 import argparse
