@@ -23,6 +23,14 @@ from wattmesh_a2a.grid import (
     GridInstructionResult,
 )
 from wattmesh_a2a.market import Order, OrderStatus, RejectReason, Trade
+from wattmesh_a2a.observing import (
+    DevicesQuery,
+    DevicesReport,
+    EventTraceQuery,
+    EventTraceReport,
+    FrequencySamples,
+    FrequencyWatch,
+)
 from wattmesh_a2a.plans import CoordinationReply, CoordinationRound, SitePlan
 
 
@@ -461,6 +469,12 @@ Message = (
     | StatsQuery
     | StatsReport
     | GatewayStatus
+    | FrequencyWatch
+    | FrequencySamples
+    | EventTraceQuery
+    | EventTraceReport
+    | DevicesQuery
+    | DevicesReport
 )
 
 MESSAGE_TYPES: dict[str, type[Message]] = {
@@ -504,6 +518,12 @@ MESSAGE_TYPES: dict[str, type[Message]] = {
     "wattmesh.stats.query.v1": StatsQuery,
     "wattmesh.stats.report.v1": StatsReport,
     "wattmesh.gateway.status.v1": GatewayStatus,
+    "wattmesh.frequency.watch.v1": FrequencyWatch,
+    "wattmesh.frequency.samples.v1": FrequencySamples,
+    "wattmesh.frequency.trace.query.v1": EventTraceQuery,
+    "wattmesh.frequency.trace.v1": EventTraceReport,
+    "wattmesh.devices.query.v1": DevicesQuery,
+    "wattmesh.devices.v1": DevicesReport,
 }
 
 TYPE_NAMES: dict[type[Message], str] = {cls: name for name, cls in MESSAGE_TYPES.items()}

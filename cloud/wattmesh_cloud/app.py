@@ -48,10 +48,12 @@ from wattmesh_cloud.emf import EmfLog
 from wattmesh_cloud.forecasting.observations import observed
 from wattmesh_cloud.forecasting.providers import desk_of, place_of
 from wattmesh_cloud.forecasting.service import ForecastingService
+from wattmesh_cloud.frequency_live import FrequencyLive
 from wattmesh_cloud.grid.measured import measured
 from wattmesh_cloud.grid.service import GridService
 from wattmesh_cloud.ingest import Ingest
 from wattmesh_cloud.keys import cloud_keys
+from wattmesh_cloud.lab import LabClient
 from wattmesh_cloud.lake import Lake
 from wattmesh_cloud.live import LiveView
 from wattmesh_cloud.market.areas import Markets
@@ -59,6 +61,7 @@ from wattmesh_cloud.market.config import MarketConfig
 from wattmesh_cloud.market.replica import Standby
 from wattmesh_cloud.market.risk import SiteState
 from wattmesh_cloud.market.telemetry import site_state
+from wattmesh_cloud.observer import SiteObserver
 from wattmesh_cloud.store.dead import DeadLetters as DeadFrames
 from wattmesh_cloud.store.sqlite import SqliteStore
 from wattmesh_cloud.tools.base import Context
@@ -129,6 +132,7 @@ class Cloud:
             keys=self._signer,
             store=SqliteDedupe(state / "answers.sqlite"),
             dead=DeadLetters(state / "dead.sqlite"),
+            figures=True,
             peer_requests_per_s=PEER_REQUESTS_PER_S,
             serve=[Address(org, CLOUD_UNIT, name) for name in self.forecasting_ids],
         )
@@ -136,7 +140,9 @@ class Cloud:
         self.agents = AgentRegistry(messenger, clock)
         self.dead = DeadFrames(state / "dead_frames.sqlite")
         self.ingest = Ingest(self.store, messenger, clock, org, dead=self.dead)
-        self.markets = Markets((model.market, *model.areas), self.store, messenger, clock, state, org, warm=warm)
+        self.markets = Markets(
+            (model.market, *model.areas), self.store, messenger, clock, state, org, links=model.links, warm=warm
+        )
         self.market = self.markets.first
         self.forecasting = ForecastingService(
             model.forecasting,
@@ -193,6 +199,7 @@ class Cloud:
             self.strategy,
             *self.planning,
             *self._coordination(),
+            *self._openadr(),
         )
         self.view = CloudView(
             clock=clock,
@@ -211,6 +218,8 @@ class Cloud:
         self.access = open_access(config, self.audit, clock)
         self.commands = Commands(state / "commands.sqlite", self.audit, clock, SystemClock())
         self.jobs = Jobs(state / "jobs", clock)
+        self.frequency = FrequencyLive()
+        self.observer = SiteObserver(messenger, clock, org, self.frequency, lambda: self.view.online)
         self.tools = Context(
             store=self.store,
             clock=clock,
@@ -220,11 +229,26 @@ class Cloud:
         )
         self._wire()
 
+    def _openadr(self) -> tuple[Service, ...]:
+        """Our virtual end node, where a virtual top node is configured."""
+        grid = self._config.model.grid
+        if grid.openadr is None:
+            return ()
+        from wattmesh_cloud.openadr.client import VenClient
+        from wattmesh_cloud.openadr.service import OpenAdrService
+
+        client = VenClient(grid.openadr, self._clock)
+        price = grid.demand_response.price
+        service = OpenAdrService(grid.openadr, client, self.grid, self._clock, self._config.state, price=price)
+        self.grid.further["openadr"] = service.snapshot
+        return (service,)
+
     def _wire(self) -> None:
         if not self._config.model.ingest.workers:
             self.ingest.register()
         self.ingest.on_columns(self.live.on_columns)
         self.ingest.on_record(self.view.alarms.on_record)
+        self.observer.register()
         for service in self.services:
             service.register()
         for service in self.services:
@@ -373,6 +397,9 @@ class Cloud:
             serving = group.create_task(server.serve(sockets=[http]), name="http")
             running = [group.create_task(service.run(), name=type(service).__name__) for service in self.services]
             running.append(group.create_task(self.jobs.run(), name="jobs"))
+            running.append(group.create_task(self.observer.run(), name="observer"))
+            if (queue := self._config.model.action_queue) is not None:
+                running.append(group.create_task(self._actions(queue), name="actions"))
             if (log_file := self._config.model.observability.emf) is not None:
                 running.append(group.create_task(self._tell_cloudwatch(log_file), name="figures"))
             running.append(group.create_task(self._taking(), name="ingest"))
@@ -407,6 +434,12 @@ class Cloud:
         self.audit.close()
         self.dead.close()
         self.store.close()
+
+    async def _actions(self, url: str) -> None:
+        """What the action function on AWS has accepted."""
+        from wattmesh_cloud.aws.actions import ActionQueue
+
+        await ActionQueue(url, MarketActions(self.markets), self.audit, self._clock).run()
 
     async def _tell_cloudwatch(self, path: Path) -> None:
         """The figures of ``/metrics`` once a minute, for CloudWatch's agent."""
@@ -461,6 +494,9 @@ class Cloud:
             nominal_hz=model.grid.nominal_hz,
             oidc=None if oidc is None else Oidc(oidc, secret, f"{base}{PREFIX}/oidc/callback"),
             longest_s=round(model.access.longest_h * 3600),
+            frequency=self.frequency,
+            observer=self.observer,
+            lab=None if model.lab is None else LabClient(model.lab.port, model.lab.secret),
             facts=self._facts,
         )
 

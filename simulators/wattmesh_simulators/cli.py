@@ -41,6 +41,7 @@ async def _simulate(file: Path, time_server: str | None, state: Path | None, rea
     from wattmesh_a2a.config_file import load_yaml_model
 
     from wattmesh_simulators.fleet import Fleet, FleetModel
+    from wattmesh_simulators.lab import Lab
     from wattmesh_simulators.timeserver import FIRST
 
     model = load_yaml_model(file, FleetModel)
@@ -48,11 +49,16 @@ async def _simulate(file: Path, time_server: str | None, state: Path | None, rea
     async with open_clock(FIRST, time_server) as clock:
         with clock.runner():  # time waits while the devices start
             fleet = Fleet(model, clock, state)
+            lab = None if model.lab is None else Lab(fleet, file.parent / model.lab.secret)
             await fleet.start()
+            if lab is not None and model.lab is not None:
+                await lab.start(model.lab.port)
         running = asyncio.create_task(fleet.run(1.0), name="fleet")
         try:
             await _until_ended(stop, [running], ready)
         finally:
+            if lab is not None:
+                await lab.stop()
             await fleet.stop()
 
 

@@ -99,7 +99,8 @@ def write_fleet(
     """
     start_ns = round(start.timestamp()) * NS_PER_S
     names = [f"home-{number}" for number in range(1, homes + 1)]
-    ports = iter(free_ports(3 * homes))
+    lab_port, *device_ports = free_ports(3 * homes + 1)
+    ports = iter(device_ports)
     for folder in ("keys", "sites", "history", "logs"):
         (state / folder).mkdir(parents=True, exist_ok=True)
     nominal_hz = 50 if trace else 60
@@ -124,13 +125,17 @@ def write_fleet(
             }
         )
         _write_history(state / "history" / f"{name}.csv", f"b{index + 1:02d}", start_ns)
+    _write_key(state / "lab.secret")
     disturbances = [{"at": at, "power_w": -15_000, "hold_s": hold_s} for at in disturbances_at_s]
     fleet = {"sites": hardware, "grid": grid, "disturbances": disturbances, "seed": seed}
+    fleet["lab"] = {"port": lab_port, "secret": "lab.secret"}
     return FleetFiles(
         state=state,
         fleet=_write_yaml(state / "fleet.yaml", fleet),
         cloud=_write_yaml(
-            state / "cloud.yaml", _cloud(names, broker=broker, http_port=http_port, nominal_hz=nominal_hz)
+            state / "cloud.yaml",
+            _cloud(names, broker=broker, http_port=http_port, nominal_hz=nominal_hz)
+            | {"lab": {"port": lab_port, "secret": "lab.secret"}},
         ),
         sites=site_files,
         start_ns=start_ns,

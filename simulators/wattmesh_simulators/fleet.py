@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from operator import sub
@@ -146,8 +147,18 @@ class DisturbanceModel(StrictModel):
         return start_ns + round(self.at * NS_PER_S)
 
 
+class LabModel(StrictModel):
+    """The hardware lab's door, on the loopback interface."""
+
+    port: int = Field(ge=0, le=65535)
+    secret: Path
+    """A file beside this one."""
+
+
 class FleetModel(StrictModel):
     """The simulators' file."""
+
+    lab: LabModel | None = None
 
     sites: tuple[HomeModel, ...] = Field(min_length=1)
     grid: GridModel = GridModel()
@@ -221,6 +232,9 @@ class Fleet:
             (one for one in model.disturbances if one.due_ns(self._start_ns) >= clock.utc_ns()),
             key=lambda one: one.due_ns(self._start_ns),
         )
+        self._asked: deque[DisturbanceModel] = deque(maxlen=16)
+        self.disturbing = False
+        """Whether a disturbance lasts."""
         self._saved_at = monotonic()
         self.servers: dict[tuple[str, str], ModbusServer] = {}
         self._opcua: list[OpcUaServer] = []
@@ -289,6 +303,8 @@ class Fleet:
                 await self._advance(0.0)
                 while self._pending and now >= self._pending[0].due_ns(self._start_ns):
                     await self._disturb(self._pending.pop(0), now)
+                if self._asked:
+                    await self._disturb(self._asked.popleft(), now)
                 if now - saved >= _SAVE_EVERY_NS and self._monotonic() - self._saved_at >= _SAVE_PAUSE_S:
                     saved = now
                     self.save()
@@ -310,12 +326,20 @@ class Fleet:
         for opcua in self._opcua:
             await opcua.refresh()
 
+    def ask_disturbance(self, one: DisturbanceModel) -> None:
+        """Play a disturbance with the next step, whatever its time says; raises :class:`ConfigurationError` where many wait."""
+        if len(self._asked) == self._asked.maxlen:
+            raise ConfigurationError("enough disturbances wait already; let some pass")
+        self._asked.append(one)
+
     async def _disturb(self, one: DisturbanceModel, now_ns: int) -> None:
         """Play a disturbance in real time, inside this step: simulated time waits for it."""
         log.warning("disturbance: %.0f W for %.1f s", one.power_w, one.hold_s)
+        self.disturbing = True
         self.grid.disturb(one.power_w)
         await self._hold(one.hold_s)
         self.grid.disturb(0.0)
+        self.disturbing = False
         await self._hold(min(one.hold_s, _RECOVERY_S))
         self._disturbed.append({"time_ns": now_ns, "power_w": one.power_w, "nadir_hz": self.grid.nadir_hz})
 

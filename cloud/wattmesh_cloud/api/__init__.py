@@ -17,9 +17,10 @@ from wattmesh_cloud.access.commands import Commands
 from wattmesh_cloud.access.door import Access, Door
 from wattmesh_cloud.access.jobs import Jobs
 from wattmesh_cloud.access.oidc import Oidc
-from wattmesh_cloud.api.agents import agent_routes
+from wattmesh_cloud.api.agents import add_agent_commands, agent_routes
 from wattmesh_cloud.api.deps import status_of
-from wattmesh_cloud.api.grid import grid_routes
+from wattmesh_cloud.api.grid import add_grid_commands, grid_routes
+from wattmesh_cloud.api.lab import lab_routes
 from wattmesh_cloud.api.live import LiveHub, live_routes
 from wattmesh_cloud.api.market import market_routes
 from wattmesh_cloud.api.sites import site_routes
@@ -27,6 +28,8 @@ from wattmesh_cloud.api.system import metrics_routes, system_routes
 from wattmesh_cloud.api.who import who_routes
 from wattmesh_cloud.api.work import add_market_commands, work_routes
 from wattmesh_cloud.frequency_live import FrequencyLive
+from wattmesh_cloud.lab import LabClient
+from wattmesh_cloud.observer import SiteObserver
 from wattmesh_cloud.view import CloudView
 
 PREFIX = "/api/v1"
@@ -49,6 +52,8 @@ class Services:
     oidc: Oidc | None = None
     longest_s: int = 43_200
     frequency: FrequencyLive = field(default_factory=FrequencyLive)
+    observer: SiteObserver | None = None
+    lab: LabClient | None = None
     facts: Callable[[], dict[str, Any]] = dict
 
 
@@ -70,14 +75,18 @@ def create_api(
     view = services.view
     hub = LiveHub(view, services.frequency)
     app.state.services, app.state.hub = services, hub
-    add_market_commands(services.commands, view)
+    if services.observer is not None:
+        services.observer.wanted = hub.wants_frequency
+    for add in (add_market_commands, add_grid_commands, add_agent_commands):
+        add(services.commands, view)
     time_zone = view.market.config.time_zone
     for routes in (
         who_routes(services.access, services.oidc, time_zone, services.longest_s),
-        site_routes(view),
+        site_routes(view, services.observer, services.frequency),
         market_routes(view),
         grid_routes(view, services.nominal_hz),
         agent_routes(view),
+        lab_routes(services.lab),
         work_routes(view, services.commands, services.jobs),
         system_routes(view, services.facts, services.audit),
         live_routes(view, hub, services.access),

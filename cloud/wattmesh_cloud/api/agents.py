@@ -2,14 +2,101 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Query
+from fastapi import Path as InPath
+from pydantic import Field
 
+from wattmesh_cloud.access.commands import Commands, Kind
+from wattmesh_cloud.access.model import Permission, Principal
+from wattmesh_cloud.agents.approvals import ApprovalState
+from wattmesh_cloud.agents.proposals import parse
 from wattmesh_cloud.api import models as m
-from wattmesh_cloud.api.deps import PROBLEMS, After, HostReader, Limit, Reader, page
+from wattmesh_cloud.api.deps import PROBLEMS, After, HostOperator, HostReader, Limit, Reader, page
 from wattmesh_cloud.store.base import Table
 from wattmesh_cloud.view import CloudView
+
+ApprovalId = Annotated[str, InPath(pattern=r"^[A-Za-z0-9_.:-]{1,150}$")]
+
+
+def add_agent_commands(commands: Commands, view: CloudView) -> None:
+    """The kill switch: off at once, on again with a second step."""
+
+    async def off(who: Principal, wanted: SwitchReason) -> str:
+        await asyncio.to_thread(view.strategy.switch.off, who.actor, wanted.why, view.clock.utc_ns())
+        return "no model has an effect from now on; the policies go on"
+
+    async def on(who: Principal, wanted: SwitchReason) -> str:
+        await asyncio.to_thread(view.strategy.switch.on, who.actor, wanted.why, view.clock.utc_ns())
+        return "models may refine again"
+
+    operate = Permission.OPERATE
+    commands.add(
+        Kind(name="models.off", title="Switch all models off", permission=operate, arguments=SwitchReason, run=off)
+    )
+    commands.add(
+        Kind(
+            name="models.on",
+            title="Switch models on",
+            permission=operate,
+            arguments=SwitchReason,
+            run=on,
+            steps="confirm",
+        )
+    )
+
+
+class SwitchReason(m.Request):
+    """Why, for the log."""
+
+    why: Annotated[str, Field(max_length=200)] = ""
+
+
+def _people_routes(routes: APIRouter, view: CloudView) -> None:
+    strategy, clock = view.strategy, view.clock
+
+    @routes.get("/switch")
+    async def get_switch(who: Reader) -> m.SwitchAnswer:
+        """Whether models may have an effect, and who said so."""
+        state = await asyncio.to_thread(strategy.switch.state)
+        name = strategy.reasoner.name if strategy.reasoner is not None else None
+        return m.SwitchAnswer(on=state.on, actor=state.actor, reason=state.reason, time_ns=state.time_ns, model=name)
+
+    @routes.get("/approvals")
+    async def list_approvals(
+        who: HostReader, waiting: bool = True, limit: Annotated[int, Query(ge=1, le=500)] = 100
+    ) -> list[m.ApprovalRow]:
+        """Proposals that wait for a person, or all of them; newest first."""
+        state = ApprovalState.WAITING if waiting else None
+        found = await asyncio.to_thread(
+            lambda: strategy.approvals.requests(state=state, limit=limit, now_ns=clock.utc_ns())
+        )
+        return [m.ApprovalRow.model_validate(one.plain()) for one in found]
+
+    @routes.post("/approvals/{approval_id}/approve")
+    async def approve_proposal(who: HostOperator, approval_id: ApprovalId, wanted: m.ApprovalDecision) -> m.ApprovalRow:
+        """Say yes; the effect follows at the agents' next look, after the guards have looked again."""
+        found = await asyncio.to_thread(
+            strategy.approvals.approve, approval_id, f"operator:{who.name}", clock.utc_ns(), wanted.note
+        )
+        return m.ApprovalRow.model_validate(found.plain())
+
+    @routes.post("/approvals/{approval_id}/refuse")
+    async def refuse_proposal(who: HostOperator, approval_id: ApprovalId, wanted: m.ApprovalDecision) -> m.ApprovalRow:
+        """Say no."""
+        found = await asyncio.to_thread(
+            strategy.approvals.refuse, approval_id, f"operator:{who.name}", clock.utc_ns(), wanted.note
+        )
+        return m.ApprovalRow.model_validate(found.plain())
+
+    @routes.post("/proposals", status_code=201)
+    async def propose(who: HostOperator, wanted: m.NewProposal) -> m.AgentRecord:
+        """Ask an agent for something: its guards have the word, and where they say so, a person."""
+        proposal = parse({"rationale": "asked for by hand", **wanted.proposal})
+        record = await strategy.propose(wanted.agent, wanted.about, proposal, f"operator:{who.name}")
+        return m.AgentRecord.model_validate(record.plain())
 
 
 def agent_routes(view: CloudView) -> APIRouter:
@@ -33,9 +120,7 @@ def agent_routes(view: CloudView) -> APIRouter:
             "consumer": {"refused": strategies["refused"]},
         }
         org = view.market.address.org
-        return [
-            m.AgentRow(id=name, address=f"{org}/cloud/{name}", stopped=None, facts=one) for name, one in facts.items()
-        ]
+        return [m.AgentRow(id=name, address=f"{org}/cloud/{name}", facts=one) for name, one in facts.items()]
 
     @routes.get("/decisions")
     async def list_agent_decisions(who: Reader, limit: Limit = 100, after: After = None) -> m.Page[m.AgentDecisionRow]:
@@ -53,6 +138,24 @@ def agent_routes(view: CloudView) -> APIRouter:
                     )
                 )  # fmt: skip
         return m.Page(rows=rows, next=more)
+
+    @routes.get("/records")
+    async def list_agent_records(
+        who: Reader,
+        limit: Annotated[int, Query(ge=1, le=200)] = 50,
+        agent: Annotated[str | None, Query(pattern=r"^[a-z-]{3,40}$")] = None,
+        about: Annotated[str | None, Query(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = None,
+    ) -> list[m.AgentRecord]:
+        """Whole decisions, newest first: what an agent saw, proposed, was refused, did, and what came of it."""
+        memory = view.strategy.memory
+        if about is not None:
+            found = await asyncio.to_thread(memory.recall, about, agent=agent, limit=limit)
+        else:
+            found = await asyncio.to_thread(memory.newest, 4 * limit, agent)
+        own = [one for one in found if who.host or one["subject"] in (who.sites or ())]
+        return [m.AgentRecord.model_validate(one) for one in own[:limit]]
+
+    _people_routes(routes, view)
 
     @routes.get("/registry")
     async def list_registry(

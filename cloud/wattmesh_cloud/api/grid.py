@@ -1,18 +1,180 @@
-"""The grid's state and demand response."""
+"""The grid's state, demand response, emergencies."""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Annotated, Any
 
 from fastapi import APIRouter
+from pydantic import Field
+from wattmesh_a2a.clock import NS_PER_S
+from wattmesh_a2a.errors import InvalidMessageError
+from wattmesh_a2a.tariff import price_ticks
 
-from wattmesh_cloud.access.model import Principal
+from wattmesh_cloud.access.commands import Commands, Kind
+from wattmesh_cloud.access.model import Permission, Principal
 from wattmesh_cloud.api import models as m
-from wattmesh_cloud.api.deps import PROBLEMS, After, Limit, Reader, page
+from wattmesh_cloud.api.deps import PROBLEMS, After, HostOperator, HostReader, Limit, Reader, page
+from wattmesh_cloud.grid.emergency import Ask, Mode
+from wattmesh_cloud.grid.records import EventPlan
 from wattmesh_cloud.store.base import Table
 from wattmesh_cloud.view import CloudView
 
-_OF_SITES = ("offers", "dispatched_w", "delivered_wh")
+_OF_SITES = ("offers", "dispatched_w", "delivered_wh", "dispatched_wh", "measured_wh", "paid_units", "left_out")
+_SLOT_NS = 900 * NS_PER_S
+
+
+class NewResponse(m.Request):
+    """A demand-response event that an operator wants."""
+
+    start_ns: m.Time | None = Field(default=None, description="A quarter hour; as soon as may be where left out")
+    duration_s: Annotated[int, Field(ge=900, le=14_400, multiple_of=900)] = 3600
+    target_w: Annotated[
+        int, Field(ge=-(10**9), le=10**9, description="Change of grid power; negative asks for less import")
+    ]
+    price_ticks: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    area: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{0,64}$")] = ""
+
+
+class OfEvent(m.Request):
+    """An event."""
+
+    event_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,100}$")]
+
+
+class NewEmergency(m.Request):
+    """The first of two steps: what would be done. Nothing is sent yet."""
+
+    mode: Mode
+    stage: Annotated[int, Field(ge=1, le=20)]
+    area: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{0,64}$")] = ""
+    drill: bool = Field(default=False, description="For practice: gateways answer what they would do")
+    reason: m.Reason
+
+
+class EmergencyAsked(m.Answer):
+    """What waits for the second step."""
+
+    token: str
+    confirm: str = Field(description="What has to be typed to confirm")
+    mode: str
+    stage: int
+    area_id: str
+    drill: bool
+    expires_ns: m.Time
+    preview: dict[str, dict[str, Any]] = Field(description="By site: power now, and the limits it would get")
+
+
+class EmergencyConfirmation(m.Request):
+    """The second step: its token, and its word typed."""
+
+    token: Annotated[str, Field(min_length=4, max_length=100)]
+    confirm: Annotated[str, Field(min_length=1, max_length=40)]
+
+
+class EmergencyRelease(m.Request):
+    """The end of what stands in an area."""
+
+    area: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{0,64}$")] = ""
+    reason: m.Reason
+
+
+class EmergencyRow(m.Answer):
+    """What stands, or stood."""
+
+    id: str
+    mode: str
+    stage: int
+    area_id: str
+    drill: bool
+    reason: str
+    began_ns: m.Time
+    ends_ns: m.Time
+
+
+class EmergencyView(m.Answer):
+    """Emergencies and drills."""
+
+    standing: list[dict[str, Any]]
+    waiting: list[dict[str, Any]]
+    over: list[dict[str, Any]]
+    stages: list[dict[str, Any]]
+
+
+class AreaRow(m.Answer):
+    """An area's balance now."""
+
+    area_id: str
+    sites: int
+    known: int
+    grid_w: float
+    load_w: float
+    pv_w: float
+    battery_w: float
+    rated_w: float | None
+    loading: float | None
+
+
+class WarningRow(m.Answer):
+    """Something that will be outside its limit, by the forecasts."""
+
+    id: str
+    area_id: str
+    kind: str
+    element: str
+    start_ns: m.Time
+    end_ns: m.Time
+    lead_s: int
+    value: float
+    limit: float
+    level: str
+
+
+def add_grid_commands(commands: Commands, view: CloudView) -> None:
+    """What an operator may ask of the grid service in one step."""
+    grid = view.grid
+
+    async def event(who: Principal, wanted: NewResponse) -> str:
+        config = grid.config.demand_response
+        now = view.clock.utc_ns()
+        soonest = -(-(now + config.notice_s * NS_PER_S) // _SLOT_NS) * _SLOT_NS
+        start = wanted.start_ns if wanted.start_ns is not None else soonest
+        plan = EventPlan(
+            start_ns=start,
+            end_ns=start + wanted.duration_s * NS_PER_S,
+            target_w=wanted.target_w,
+            price_ticks=wanted.price_ticks if wanted.price_ticks is not None else price_ticks(config.price),
+            reason=f"asked for by {who.actor}",
+            area_id=wanted.area,
+            source="operator",
+        )
+        made = grid.create_event(plan, who.actor)
+        return f"event {made.id} is announced"
+
+    async def cancel(who: Principal, wanted: OfEvent) -> str:
+        grid.cancel_event(wanted.event_id, "by hand", who.actor)
+        return f"event {wanted.event_id} is cancelled"
+
+    operate = Permission.OPERATE
+    commands.add(
+        Kind(
+            name="grid.event",
+            title="Call a demand-response event",
+            permission=operate,
+            arguments=NewResponse,
+            run=event,
+        )
+    )
+    commands.add(
+        Kind(
+            name="grid.cancel",
+            title="Cancel an event",
+            permission=operate,
+            arguments=OfEvent,
+            run=cancel,
+            steps="confirm",
+        )
+    )
 
 
 def grid_routes(view: CloudView, nominal_hz: float) -> APIRouter:
@@ -34,13 +196,59 @@ def grid_routes(view: CloudView, nominal_hz: float) -> APIRouter:
     @routes.get("/demand-response")
     async def list_demand_response(who: Reader) -> list[m.ResponseRow]:
         """Events: announced, under way, settled; the newest first."""
-        events: Any = view.grid.snapshot()["demand_response"]
+        events: list[Any] = view.grid.events()
         return [_own(who, one) for one in sorted(events, key=lambda one: -one["start_ns"])[:500]]
 
+    @routes.get("/areas")
+    async def list_grid_areas(who: HostReader) -> list[AreaRow]:
+        """Load and production of every area now."""
+        return [AreaRow.model_validate(one) for one in view.grid.areas()]
+
+    @routes.get("/warnings")
+    async def list_warnings(who: HostReader) -> list[WarningRow]:
+        """What the forecasts put outside its limits in the coming day, the soonest first."""
+        return [WarningRow.model_validate(one) for one in view.grid.warnings()]
+
+    _emergency_routes(routes, view)
     return routes
+
+
+def _emergency_routes(routes: APIRouter, view: CloudView) -> None:
+    @routes.get("/emergencies")
+    async def get_emergencies(who: HostReader) -> EmergencyView:
+        """What stands, what waits for its second step, what was, and the stages there are."""
+        return EmergencyView.model_validate(view.grid.emergency.view())
+
+    @routes.post("/emergencies", status_code=201)
+    async def ask_emergency(who: HostOperator, wanted: NewEmergency) -> EmergencyAsked:
+        """The first step of an emergency or a drill: a token, and what would happen. Nothing does yet."""
+        asked = view.grid.declare_emergency(
+            wanted.mode, wanted.stage, area_id=wanted.area, reason=wanted.reason, by=who.actor, drill=wanted.drill
+        )
+        names = [one.name for one in dataclasses.fields(asked)]
+        plain = {name: getattr(asked, name) for name in names}
+        return EmergencyAsked.model_validate({**plain, "mode": str(asked.mode), "confirm": _word(asked)})
+
+    @routes.post("/emergencies/confirm")
+    async def confirm_emergency(who: HostOperator, wanted: EmergencyConfirmation) -> EmergencyRow:
+        """The second step: it takes effect."""
+        if wanted.confirm not in {"DRILL", *(one.name for one in Mode)}:
+            raise InvalidMessageError("confirm: type the word that the first step gave")
+        made = view.grid.confirm_emergency(wanted.token, who.actor)
+        return EmergencyRow.model_validate(made)
+
+    @routes.post("/emergencies/release")
+    async def release_emergency(who: HostOperator, wanted: EmergencyRelease) -> m.Done:
+        """End what stands in an area."""
+        view.grid.release_emergency(wanted.area, wanted.reason, who.actor)
+        return m.Done(detail="released")
+
+
+def _word(asked: Ask) -> str:
+    return "DRILL" if asked.drill else asked.mode.name
 
 
 def _own(who: Principal, event: dict[str, Any]) -> m.ResponseRow:
     """An event without the other tenants' parts."""
-    mine = {name: {site: value for site, value in event[name].items() if who.sees(site)} for name in _OF_SITES}
+    mine = {name: {site: value for site, value in event.get(name, {}).items() if who.sees(site)} for name in _OF_SITES}
     return m.ResponseRow.model_validate({**event, **mine})

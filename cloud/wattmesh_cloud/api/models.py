@@ -307,6 +307,47 @@ class FrequencyEventRow(Answer):
     cause: str | None = None
 
 
+class FrequencySamplesAnswer(Answer):
+    """The last two minutes of a site's frequency, ten samples a second or more; empty unless somebody has looked."""
+
+    site_id: str
+    rows: list[tuple[int, float | None, float | None]] = Field(description="Real time in ms, Hz, Hz/s")
+
+
+class EventTrace(Answer):
+    """What a gateway kept around a frequency event: columns over time; empty where nothing was kept."""
+
+    event_id: str
+    times_ms: list[float]
+    frequency_hz: list[float | None]
+    rocof_hz_per_s: list[float | None]
+    setpoint_w: list[float | None]
+    write_ms: float | None
+    end_ms: float | None
+
+
+class WriteBudgetRow(Answer):
+    """A setting that is kept in flash."""
+
+    control: str
+    used: int
+    allowed: int
+
+
+class DeviceRow(Answer):
+    """A device as its driver sees it."""
+
+    device_id: str
+    template: str
+    state: str
+    good: int = Field(description="Points whose value can be used")
+    points: int
+    polls: int
+    failed_polls: int
+    writes: int
+    budgets: list[WriteBudgetRow]
+
+
 # -- market
 
 
@@ -543,9 +584,17 @@ class ResponseRow(Answer):
     price_ticks: int
     state: str
     reason: str
+    source: str = ""
+    area_id: str = ""
     offers: dict[str, int]
     dispatched_w: dict[str, int]
+    dispatched_wh: dict[str, int] = {}
+    measured_wh: dict[str, int] = {}
     delivered_wh: dict[str, int]
+    paid_units: dict[str, int] = {}
+    left_out: dict[str, str] = {}
+    missing_w: int | None = None
+    delivered_share: float | None = None
 
 
 # -- agents
@@ -556,8 +605,80 @@ class AgentRow(Answer):
 
     id: str = Field(examples=["forecasting"])
     address: str
-    stopped: str | None = Field(description="Reason, where its kill switch is pulled")
     facts: dict[str, Any]
+
+
+class SwitchAnswer(Answer):
+    """The kill switch of all models. The policies go on without them."""
+
+    on: bool = Field(description="Whether models may refine what the policies propose")
+    actor: str
+    reason: str
+    time_ns: int
+    model: str | None = Field(description="Provider and model; none where no model is configured")
+
+
+class AgentEntry(Answer):
+    """One proposal on its way."""
+
+    proposal: dict[str, Any]
+    origin: str
+    outcome: str = Field(description="done, stopped, waiting or failed")
+    guard: str | None = None
+    reason: str = ""
+
+
+class AgentRecord(Answer):
+    """A decision: what was known, what was wanted by whom, what stopped it, what was done, what came of it."""
+
+    id: str
+    time_ns: Time
+    agent: str
+    subject: str
+    situation: dict[str, Any]
+    entries: list[AgentEntry]
+    model: str
+    model_detail: str = ""
+    tools: list[str] = []
+    tokens: int = 0
+    policy_ms: float = 0.0
+    outcome: dict[str, Any] | None = None
+
+
+class ApprovalRow(Answer):
+    """A proposal that waits, or waited, for a person."""
+
+    id: str
+    agent: str
+    origin: str
+    subject: str
+    proposal: dict[str, Any]
+    reason: str
+    state: str
+    made_ns: Time
+    expires_ns: Time
+    decided_ns: Time | None
+    actor: str | None
+    note: str
+
+
+class ApprovalDecision(Request):
+    """Why, for the log."""
+
+    note: Annotated[str, Field(max_length=400)] = ""
+
+
+class NewProposal(Request):
+    """What an operator asks an agent to do: through its guards, and where it needs one, before a second person."""
+
+    agent: Annotated[str, Field(pattern=r"^[a-z-]{3,40}$", examples=["producer"])]
+    about: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$", examples=["home-1"])]
+    proposal: dict[str, Any] = Field(
+        max_length=20,
+        examples=[
+            {"kind": "set_reserve", "site_id": "home-1", "reserve_soc_percent": 30.0, "rationale": "storm warning"}
+        ],
+    )
 
 
 class CardRow(Answer):

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, HTTPException, Query
+from fastapi import Path as InPath
 
 from wattmesh_cloud.api import models as m
 from wattmesh_cloud.api.deps import (
@@ -30,6 +31,8 @@ from wattmesh_cloud.api.deps import (
     window,
 )
 from wattmesh_cloud.forecasting.service import median_of
+from wattmesh_cloud.frequency_live import FrequencyLive
+from wattmesh_cloud.observer import SiteObserver
 from wattmesh_cloud.store.base import Item, Series, Table
 from wattmesh_cloud.view import CloudView
 
@@ -42,10 +45,11 @@ Column = Annotated[
 Step = Annotated[
     int | None, Query(ge=1, le=86_400, description="Seconds: means of aligned steps; left out: as measured")
 ]
+EventId = Annotated[str, InPath(pattern=r"^[A-Za-z0-9_.:-]{1,150}$")]
 SitesAfter = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="`next` of the page before")]
 
 
-def site_routes(view: CloudView) -> APIRouter:
+def site_routes(view: CloudView, observer: SiteObserver | None, frequency: FrequencyLive) -> APIRouter:
     """The routes."""
     routes = APIRouter(tags=["sites"], responses=PROBLEMS)
 
@@ -96,7 +100,35 @@ def site_routes(view: CloudView) -> APIRouter:
         return await asyncio.to_thread(_plan, view, known_site(view, who, site_id), slots)
 
     _history_routes(routes, view)
+    _observed_routes(routes, view, observer, frequency)
     return routes
+
+
+def _observed_routes(
+    routes: APIRouter, view: CloudView, observer: SiteObserver | None, frequency: FrequencyLive
+) -> None:
+    def observing() -> SiteObserver:
+        if observer is None:
+            raise HTTPException(503, "no gateway can be asked here")
+        return observer
+
+    @routes.get("/sites/{site_id}/frequency/live")
+    async def get_frequency_samples(who: Reader, site_id: m.SiteName) -> m.FrequencySamplesAnswer:
+        """The last samples that came while somebody looked; `/live?topic=frequency` begins them."""
+        site_id = known_site(view, who, site_id)
+        return m.FrequencySamplesAnswer(site_id=site_id, rows=frequency.recent(site_id))
+
+    @routes.get("/sites/{site_id}/frequency/{event_id}/trace")
+    async def get_event_trace(who: Reader, site_id: m.SiteName, event_id: EventId) -> m.EventTrace:
+        """What the gateway kept around an event, thinned for a plot; asked of the gateway now."""
+        site_id = known_site(view, who, site_id)
+        return m.EventTrace.model_validate(await observing().trace(site_id, event_id))
+
+    @routes.get("/sites/{site_id}/devices")
+    async def list_devices(who: Reader, site_id: m.SiteName) -> list[m.DeviceRow]:
+        """Its devices as their drivers see them; asked of the gateway now."""
+        site_id = known_site(view, who, site_id)
+        return [m.DeviceRow.model_validate(one) for one in (await observing().devices(site_id)).devices]
 
 
 def _history_routes(routes: APIRouter, view: CloudView) -> None:

@@ -38,7 +38,17 @@ class _Page:
     permission: Permission = Permission.READ
 
 
-PAGES = (_Page("/", "fleet", "Fleet", "fleet"),)
+PAGES = (
+    _Page("/", "fleet", "Fleet", "fleet"),
+    _Page("/frequency", "frequency", "Frequency", "wave"),
+    _Page("/market", "market", "Market", "market"),
+    _Page("/grid", "grid", "Grid and demand response", "grid"),
+    _Page("/agents", "agents", "Agents", "agents"),
+    _Page("/lab", "lab", "Hardware lab", "lab", host=True, permission=Permission.ENGINEER),
+    _Page("/devices", "devices", "Devices", "devices"),
+    _Page("/reports", "reports", "Reports", "reports"),
+    _Page("/system", "system", "System", "system"),
+)
 
 
 def attach(app: FastAPI) -> None:

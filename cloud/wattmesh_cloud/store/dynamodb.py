@@ -8,7 +8,7 @@ Keys (``pk``, ``sk``; both text) keep every partition small and none hot:
 | a frame | energy-metrics | ``f|SITE|STREAM|SEQUENCE // 10000`` | sequence |
 | the same by time (index ``by_time``) | | ``tpk`` = ``SITE|STREAM|DAY`` | ``tsk`` = last time |
 | a stream's counts | energy-metrics | ``s|SHARD`` | site and stream |
-| a day for the lake | energy-metrics | ``d|SITE`` | day |
+| a day for the lake, of samples, of records | energy-metrics | ``d|SITE``, ``e|SITE`` | day |
 | which keys there are | each | ``k|SHARD`` | family, name, part |
 
 A frame, its stream's counts, its days and its derived rows are one transaction with the condition that the frame is new, so it
@@ -132,12 +132,14 @@ class DynamoStore:
             "UpdateExpression": "ADD batches :one, records :records",
             "ExpressionAttributeValues": {":one": {"N": "1"}, ":records": {"N": str(records)}},
         }
-        days = range(first_ns // col.DAY_NS, last_ns // col.DAY_NS + 1) if stream == "points" and records else ()
+        known = stream in {"points", "records"} and records > 0
+        days = range(first_ns // col.DAY_NS, last_ns // col.DAY_NS + 1) if known else ()
+        family = "d" if stream == "points" else "e"
         touched = [
             {
                 "Update": {
                     "TableName": table,
-                    "Key": _key(f"d|{site}", f"{day:010d}"),
+                    "Key": _key(f"{family}|{site}", f"{day:010d}"),
                     "UpdateExpression": "ADD version :one",
                     "ExpressionAttributeValues": {":one": {"N": "1"}},
                 }
@@ -308,9 +310,16 @@ class DynamoStore:
 
     def days_due(self, before_ns: int) -> list[tuple[str, int, int]]:
         """See :class:`wattmesh_cloud.store.base.Store`."""
+        return self._due(before_ns, "points", "d")
+
+    def record_days_due(self, before_ns: int) -> list[tuple[str, int, int]]:
+        """See :class:`wattmesh_cloud.store.base.Store`."""
+        return self._due(before_ns, "records", "e")
+
+    def _due(self, before_ns: int, kind: str, family: str) -> list[tuple[str, int, int]]:
         due = []
-        for site in sorted({site for site, stream in self.streams() if stream == "points"}):
-            for one in self._query(Table.ENERGY_METRICS, f"d|{site}"):
+        for site in sorted({site for site, stream in self.streams() if stream == kind}):
+            for one in self._query(Table.ENERGY_METRICS, f"{family}|{site}"):
                 day, version = int(one["sk"]["S"]) * col.DAY_NS, int(one["version"]["N"])
                 if day <= before_ns - col.DAY_NS and version != int(one.get("done", {"N": "0"})["N"]):
                     due.append((site, day, version))
@@ -318,10 +327,26 @@ class DynamoStore:
 
     def day_done(self, site_id: str, day_ns: int, version: int) -> None:
         """See :class:`wattmesh_cloud.store.base.Store`."""
+        self._done("d", site_id, day_ns, version)
+
+    def record_day_done(self, site_id: str, day_ns: int, version: int) -> None:
+        """See :class:`wattmesh_cloud.store.base.Store`."""
+        self._done("e", site_id, day_ns, version)
+
+    def raw_records(self, site_id: str, start_ns: int, end_ns: int) -> Iterator[tuple[int, RecordBatch]]:
+        """See :class:`wattmesh_cloud.store.base.Store`; the index by time may lag by a moment."""
+        for day in range(start_ns // col.DAY_NS, (end_ns - 1) // col.DAY_NS + 1):
+            span = (_time_key(start_ns), _time_key(end_ns))
+            for row in self._query(Table.ENERGY_METRICS, f"{site_id}|records|{day}", between=span, index=True):
+                came, batch = int(row["tsk"]["S"]), decode_frame(bytes(row["frame"]["B"]))
+                if came < end_ns and isinstance(batch, RecordBatch):
+                    yield came, batch
+
+    def _done(self, family: str, site_id: str, day_ns: int, version: int) -> None:
         self._call(
             "update_item",
             TableName=self._prefix + Table.ENERGY_METRICS,
-            Key=_key(f"d|{site_id}", f"{day_ns // col.DAY_NS:010d}"),
+            Key=_key(f"{family}|{site_id}", f"{day_ns // col.DAY_NS:010d}"),
             UpdateExpression="SET done = :version",
             ExpressionAttributeValues={":version": {"N": str(version)}},
         )

@@ -1,0 +1,114 @@
+// The agents: what each saw, proposed, was refused, chose; what waits for a person; the kill switch.
+import { api, boot, card, command, empty, fullMoment, h, head, keep, known, may, me, moment, number, pill, power, question, replace, segments, table, toast, when } from "../core.js";
+
+const OUTCOMES = { done: "good", stopped: "bad", waiting: "warn", failed: "bad" };
+
+/** A proposal in words. */
+function words(proposal) {
+  const rest = Object.entries(proposal).filter(([name]) => !["kind", "rationale"].includes(name));
+  return `${proposal.kind?.replaceAll("_", " ") ?? "?"} (${rest.map(([name, value]) => `${name.replaceAll("_", " ")} ${value}`).join(", ")})`;
+}
+
+export default async function (main, context) {
+  const operator = may("operate", { host: true });
+  const control = h("div", {});
+  const waiting = h("div", {});
+  const talk = h("div", {});
+  const roster = h("div", {});
+  const records = h("div", {});
+  const audit = h("div", {});
+  let agent = "";
+  main.append(
+    head("Agents", { tools: operator ? [h("button", { class: "button primary", onclick: propose }, "Ask for something")] : [] }),
+    h("div", { class: "cols" }, card("Kill switch", { span: 4, note: "of all language models" }, control), card("Waits for a person", { span: 8, note: "nothing of it has happened yet" }, waiting)),
+    card("Decisions", { note: "what each saw, proposed, was refused, chose", tools: [segments("Which agent", [["", "All"], ["producer", "Producer"], ["consumer", "Consumer"], ["market-supervisor", "Market"], ["grid-optimisation", "Grid"], ["forecasting", "Forecasting"]], agent, (value) => { agent = value; drawRecords(); })] }, records),
+    card("What they do now", {}, roster),
+    operator ? card("Commands", { note: "asked for by people, with what came of them" }, audit) : "");
+
+  const drawSwitch = keep(control, async () => {
+    const found = await api.get("agents/switch");
+    return h("div", { class: "stack" },
+      h("div", {}, found.on ? pill(found.model ? "models may refine" : "no model connected", found.model ? "good" : "quiet") : pill("models are off", "bad")),
+      h("p", { class: "small" }, found.model ? `Model: ${found.model}. ` : "", found.on ? "Policies decide; a model may refine, inside the same guards." : `Switched off by ${found.actor}: ${found.reason || "no reason given"}. The policies go on.`),
+      operator && (found.on
+        ? h("button", { class: "button danger primary", onclick: async () => { await command({ kind: "models.off", title: "Switch all models off", text: "From this moment no language model has any effect. Policies, market and control go on.", danger: true, build: () => ({}) }); drawSwitch(); drawCommands?.(); } }, "Switch all models off")
+        : h("button", { class: "button", onclick: async () => { await command({ kind: "models.on", title: "Switch models on", text: "Models may refine again what the policies propose.", build: () => ({}) }); drawSwitch(); drawCommands?.(); } }, "Switch on again")));
+  }, 10);
+
+  const drawWaiting = keep(waiting, async () => {
+    if (!me.host) return empty("Nothing to decide", "Proposals of the whole fleet are decided by its operator.");
+    const found = await api.get("agents/approvals", { waiting: true });
+    if (!found.length) return empty("Nothing waits", "Proposals that a guard holds back for a person appear here.");
+    return h("ul", { class: "why" }, found.map((one) => h("li", {},
+      h("div", {}, h("span", { class: "strong" }, words(one.proposal)), " ", pill(one.agent)),
+      h("div", {}, one.proposal.rationale), h("div", { class: "small soft" }, `${one.reason} · by ${one.origin} · until `, when(one.expires_ns)),
+      operator && h("div", { class: "form" }, h("button", { class: "button small primary", onclick: () => decide(one, "approve") }, "Approve"), h("button", { class: "button small danger", onclick: () => decide(one, "refuse") }, "Refuse")))));
+  }, 5);
+
+  async function decide(one, how) {
+    const values = await question({ title: how === "approve" ? "Approve" : "Refuse", danger: how === "refuse", action: how === "approve" ? "Approve" : "Refuse", text: `${words(one.proposal)}. ${how === "approve" ? "The guards look again before it has an effect." : ""}`, fields: [{ name: "note", label: "Note, for the log", required: false, maxlength: 400 }] });
+    if (!values) return;
+    try {
+      await api.post(`agents/approvals/${encodeURIComponent(one.id)}/${how}`, { note: values.note });
+      toast(how === "approve" ? "Approved; it takes effect at the agents' next look." : "Refused.");
+    } catch (error) {
+      toast(error.message, { bad: true });
+    }
+    drawWaiting();
+  }
+
+  const drawRecords = keep(records, async () => {
+    const found = await api.get("agents/records", { limit: 40, agent: agent || undefined });
+    if (!found.length) return empty("No decision yet", "The agents look every five minutes at market and grid, every hour at each site.");
+    const open = new Set([...records.querySelectorAll("details[open]")].map((one) => one.dataset.id));
+    return h("ul", { class: "why talk", tabindex: "0" }, found.map((one) => h("li", {},
+      h("div", {}, h("span", { class: "strong" }, one.agent), ` about ${one.subject} `, h("span", { class: "small soft" }, "at ", when(one.time_ns, fullMoment)), " ", one.model !== "absent" && pill(`model: ${one.model.replaceAll("_", " ")}`)),
+      one.entries.length ? one.entries.map((entry) => h("div", {}, pill(entry.outcome, OUTCOMES[entry.outcome] || "quiet"), " ", words(entry.proposal), h("div", { class: "small soft" }, `${entry.proposal.rationale ?? ""}${entry.guard ? ` · guard ${entry.guard}: ${entry.reason}` : entry.reason ? ` · ${entry.reason}` : ""} · ${entry.origin}`)))
+        : h("div", { class: "soft" }, "looked, and saw nothing to change"),
+      one.outcome && h("div", { class: "small" }, `What came of it: ${Object.entries(one.outcome).map(([name, value]) => `${name.replaceAll("_", " ")} ${typeof value === "number" ? number(value, 2) : value}`).join(", ")}`),
+      h("details", { class: "more", "data-id": one.id, open: open.has(one.id) }, h("summary", {}, "What it saw"), h("pre", {}, JSON.stringify(one.situation, null, 2))))));
+  }, 8);
+
+  keep(roster, async () => {
+    const found = await api.get("agents");
+    return h("div", { class: "cols" }, found.map((one) => h("section", { class: "span-4" }, h("h3", {}, one.id), h("p", { class: "small soft" }, h("code", {}, one.address)),
+      h("table", {}, h("tbody", {}, Object.entries(one.facts).filter(([, value]) => typeof value !== "object" || value === null).map(([name, value]) => h("tr", {}, h("td", {}, name.replaceAll("_", " ")), h("td", { class: "right" }, typeof value === "number" ? number(value, Number.isInteger(value) ? 0 : 2) : String(value ?? "–") || "–"))))))));
+  }, 15);
+
+  const list = table([
+    { title: "Asked", show: (row) => when(row.asked_ns, fullMoment) }, { name: "kind", title: "What" }, { name: "asked_by", title: "Who" }, { name: "reason", title: "Why" },
+    { title: "State", show: (row) => pill(row.state, row.state === "done" ? "good" : row.state === "waiting" ? "warn" : "bad") }, { title: "What came of it", show: (row) => row.result ?? (row.confirm ? "waits for its second step" : "–") },
+  ], { caption: "Commands", none: ["No command yet", "What people ask for by hand is listed here."] });
+  const drawCommands = operator && keep(audit, async () => {
+    list.set((await api.get("commands", { limit: 30 })).rows);
+    return list.element.isConnected ? null : list.element;
+  }, 10);
+
+  async function propose() {
+    const sites = (await api.get("sites", { limit: 200 })).rows.map((one) => one.id);
+    const values = await question({
+      title: "Ask an agent", action: "Propose", text: "It goes through the agent's guards; where they say so, it waits for a person.",
+      fields: [
+        { name: "kind", label: "What", options: [{ value: "set_reserve", label: "Producer: keep a reserve" }, { value: "set_peak_limit", label: "Consumer: limit import" }, { value: "set_trading", label: "Producer: stop trading" }, { value: "retrain", label: "Forecasting: learn anew" }, { value: "halt_market", label: "Market: halt" }] },
+        { name: "site", label: "Site", options: sites }, { name: "value", label: "Reserve in %, or limit in kW", type: "number", value: 30, min: 0, max: 100, step: 0.1 },
+        { name: "rationale", label: "Why", minlength: 3, maxlength: 300 },
+      ],
+    });
+    if (!values) return;
+    const { kind, site, value, rationale } = values;
+    const area = kind === "halt_market" ? (await api.get("market/areas"))[0] : null;
+    const made = {
+      set_reserve: ["producer", { kind, site_id: site, reserve_soc_percent: value, rationale }], set_peak_limit: ["consumer", { kind, site_id: site, limit_w: value * 1000, rationale }],
+      set_trading: ["producer", { kind, site_id: site, trade: false, rationale }], retrain: ["forecasting", { kind, site_id: site, rationale }], halt_market: ["market-supervisor", { kind, area, rationale }],
+    }[kind];
+    try {
+      const record = await api.post("agents/proposals", { agent: made[0], about: area ?? site, proposal: made[1] });
+      const entry = record.entries.at(-1);
+      toast(entry.outcome === "done" ? "Done." : entry.outcome === "waiting" ? "It waits for a person." : `Stopped by ${entry.guard}: ${entry.reason}`, { bad: entry.outcome === "stopped" });
+    } catch (error) {
+      toast(error.message, { bad: true });
+    }
+    drawRecords();
+    drawWaiting();
+  }
+}
