@@ -140,7 +140,9 @@ class Cloud:
         self.agents = AgentRegistry(messenger, clock)
         self.dead = DeadFrames(state / "dead_frames.sqlite")
         self.ingest = Ingest(self.store, messenger, clock, org, dead=self.dead)
-        self.markets = Markets((model.market, *model.areas), self.store, messenger, clock, state, org, warm=warm)
+        self.markets = Markets(
+            (model.market, *model.areas), self.store, messenger, clock, state, org, links=model.links, warm=warm
+        )
         self.market = self.markets.first
         self.forecasting = ForecastingService(
             model.forecasting,

@@ -11,11 +11,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wattmesh_a2a.market import Order, OrderStatus, RejectReason, Settlement, Side, Trade
+from wattmesh_a2a.market import Order, OrderKind, OrderStatus, RejectReason, Settlement, Side, Trade
 from wattmesh_a2a.messages import Commitment, OrderResult
 from wattmesh_a2a.tariff import price_ticks
 
 from wattmesh_cloud.market.archive import Sums
+from wattmesh_cloud.market.coupling import LINK, is_link
 from wattmesh_cloud.market.ledger import GRID_OPERATOR, IMBALANCE, LEVIES, RETAILER
 from wattmesh_cloud.market.mechanism import Mechanism
 from wattmesh_cloud.market.products import Phase, Prices, Slot
@@ -278,6 +279,25 @@ class MarketEngine(Trading):
         """Slots whose gate has closed and that are not cleared."""
         return sorted(start for start in self.open if start - self._close_ns <= now_ns)
 
+    def exchange(self, slot_ns: int, link: str, energy_wh: int) -> None:
+        """Let a line bring in (positive) or take out energy at any price in a slot's closing auction; once a slot."""
+        slot = self.open.get(slot_ns)
+        if slot is None or slot.exchange_wh is not None:
+            return
+        slot.exchange_wh = energy_wh
+        if energy_wh:
+            order = Order(
+                client_order_id=link[:64],
+                participant_id=f"{LINK}{link}",
+                area_id=self.config.area,
+                slot_start_ns=slot_ns,
+                side=_SELL if energy_wh > 0 else _BUY,
+                quantity_wh=abs(energy_wh),
+                price_ticks=0,
+                kind=OrderKind.MARKET,
+            )
+            self._enter(order.participant_id, order, self.advance(slot_ns - self._close_ns))
+
     def clear(self, slot_ns: int) -> list[Commitment]:
         """Close the gate of a slot: the mechanism's last trades are booked; the commitments of all that had orders in it."""
         slot = self.slots[slot_ns]
@@ -298,7 +318,8 @@ class MarketEngine(Trading):
         book = slot.book
         assert book is not None
         self.advance(slot.start_ns - self._close_ns)
-        people = {name for name, own in slot.own.items() if own} | set(slot.trades_of)
+        traders = {name for name, own in slot.own.items() if own} | set(slot.trades_of)
+        people = {name for name in traders if not is_link(name)}
         orders = [entry.order for entry in slot.entries.values() if entry.open_wh or entry.filled_wh]
         before = book.fill_count
         price = mechanism.close(book) if mechanism is not None else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from wattmesh_a2a.messenger import Messenger
 
 from wattmesh_cloud.market.answers import ENTRIES, MOST_TRADES, answer, short, too_fast
 from wattmesh_cloud.market.config import MarketConfig
+from wattmesh_cloud.market.coupling import is_link
 from wattmesh_cloud.market.door import Door
 from wattmesh_cloud.market.engine import MarketEngine
 from wattmesh_cloud.market.journal import Journal, journal_path
@@ -111,6 +112,8 @@ class MarketService:
         self._journal = Journal(journal_path(state, config.area))
         self._snapshot = state / f"market-{config.area}.snapshot"
         self._replica = recovered(config, self._journal, self._snapshot, warm)
+        self.before_close: Callable[[int], Awaitable[None]] | None = None
+        """Is asked before a product's closing auction: a line to another area."""
         self._door = Door(self._replica.engine.risk, clock)
         self._shelf = Shelf(config.area, self._replica.engine, store)
         self._snapshot_due = self._replica.count + _SNAPSHOT_ENTRIES
@@ -318,6 +321,8 @@ class MarketService:
         await self._observe(now)
         for slot in self.engine.due(now):
             what = "void" if now >= slot else "clear"
+            if what == "clear" and self.before_close is not None:
+                await self.before_close(slot)
             commitments = await self._commit({"what": what, "slot": slot})
             for commitment in commitments:
                 self._send_commitment(commitment)
@@ -399,7 +404,7 @@ class MarketService:
     def _to_settle(self, slot_ns: int) -> bool:
         """Whether somebody traded a slot and has no settlement of it."""
         slot = self.engine.slots.get(slot_ns)
-        return slot is not None and any(name not in slot.settlements for name in slot.trades_of)
+        return slot is not None and any(name not in slot.settlements for name in slot.trades_of if not is_link(name))
 
     async def _settle(self, now: int, *, final: bool = False) -> None:
         """Settle what can be: at once when every meter has reported a whole slot, else with substitutes after the wait.
@@ -450,6 +455,14 @@ class MarketService:
         self._traces[message.participant_id, slot] = (*known, trace)[-_MOST_TRACES:]
         while len(self._traces) > _MOST_TRACED:
             del self._traces[next(iter(self._traces))]
+
+    async def until(self, now_ns: int) -> None:
+        """Let everything that came before take effect, and time come this far."""
+        await self._commit({"what": "time", "now": now_ns})
+
+    async def exchange(self, slot_ns: int, link: str, energy_wh: int) -> None:
+        """Let a line bring in (positive) or take out energy in a slot's closing auction."""
+        await self._commit({"what": "exchange", "slot": slot_ns, "link": link, "wh": energy_wh})
 
     async def settle_flexibility(
         self, event_id: str, participant: str, delivered_wh: int, price_ticks: int, slot_ns: int | None = None

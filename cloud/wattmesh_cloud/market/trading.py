@@ -14,6 +14,7 @@ from wattmesh_cloud.market import book as kernel
 from wattmesh_cloud.market.archive import Sums
 from wattmesh_cloud.market.book import Book
 from wattmesh_cloud.market.config import MarketConfig
+from wattmesh_cloud.market.coupling import is_link
 from wattmesh_cloud.market.ledger import Ledger
 from wattmesh_cloud.market.mechanism import Mechanism, mechanism_of
 from wattmesh_cloud.market.products import Entry, Phase, Position, Slot
@@ -157,7 +158,7 @@ class Trading:
             band = self.risk.band
             book = slot.book = Book(-band, band, self_trade_rule=SELF_TRADE[self.config.self_trade])
             self.open[order.slot_start_ns] = slot
-        person = self.risk.limits[participant].owner
+        person = participant if is_link(participant) else self.risk.limits[participant].owner
         owner = self._owners.get(person)
         if owner is None:
             owner = self._owners[person] = len(self._owners)
