@@ -16,7 +16,7 @@ from wattmesh_cloud.agents.config import AgentsConfig
 from wattmesh_cloud.forecasting.config import ForecastingConfig
 from wattmesh_cloud.grid.config import GridConfig
 from wattmesh_cloud.lab import LabModel
-from wattmesh_cloud.market.config import MarketConfig, check_areas
+from wattmesh_cloud.market.config import LinkModel, MarketConfig, check_areas, check_links
 from wattmesh_cloud.planning.config import PlanningConfig
 
 
@@ -106,6 +106,8 @@ class CloudModel(StrictModel):
     market: MarketConfig
     areas: tuple[MarketConfig, ...] = ()
     """Further market areas, each with its own participants, rules, journal and ledger."""
+    links: tuple[LinkModel, ...] = ()
+    """Lines between them; without any, no energy flows from one to the other."""
     forecasting: ForecastingConfig = ForecastingConfig()
     grid: GridConfig = GridConfig()
     planning: PlanningConfig = PlanningConfig()
@@ -138,6 +140,7 @@ def load_cloud(path: Path) -> CloudConfig:
         raise ConfigurationError(f"{place(path, 'market', 'time_zone')}: {error}") from error
     try:
         check_areas((model.market, *model.areas))
+        check_links(model.links, (model.market, *model.areas))
         for area in model.areas:
             area.tariff.tariff(area.time_zone).zone()
     except ConfigurationError as error:
@@ -163,6 +166,9 @@ def load_cloud(path: Path) -> CloudConfig:
     weather = model.forecasting.weather
     if weather is not None:
         files["forecasting"] = model.forecasting.model_copy(update={"weather": _placed(base, weather, "key", "file")})
+    if model.grid.openadr is not None:
+        openadr = _placed(base, model.grid.openadr, "client_secret", "ca")
+        files["grid"] = model.grid.model_copy(update={"openadr": openadr})
     if model.a2a is not None:
         files["a2a"] = _a2a(path, model.a2a)
     model = model.model_copy(update=files)

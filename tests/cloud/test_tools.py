@@ -107,6 +107,16 @@ def test_reads(context, history, midnight_ns, tmp_path):
     assert call(context, "energy-forecast", site_id="bob", quantity="pv_wh")["available"] is False
     assert call(context, "grid-status", **window)[0]["status"] == "normal"
     assert call(context, "weather", site_id="ann") == []
+    hour = 3600 * 1_000_000_000
+    first = context.clock.utc_ns() // hour * hour
+    context.store.put(
+        Table.FORECAST_DATA,
+        [
+            Item(partition="ann#weather", time_ns=first + at * hour, id="hour", data={"temperature_c": 20.0 + at})
+            for at in range(-2, 3)
+        ],
+    )
+    assert [one["temperature_c"] for one in call(context, "weather", site_id="ann")] == [20.0, 21.0, 22.0]
     assert [row["id"] for row in call(context, "trades", **window)] == ["t1", "t0"]
     assert [row["id"] for row in call(context, "trades", TRADER, **window)] == ["t0"], "only its own"
     assert {entry["outcome"] for entry in entries(tmp_path)} == {"done"}

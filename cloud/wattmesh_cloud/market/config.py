@@ -81,6 +81,40 @@ class MarketConfig(StrictModel):
         return self
 
 
+class LinkModel(StrictModel):
+    """A line between two areas: energy flows to the dearer one at gate closure, within the limit."""
+
+    areas: tuple[str, str]
+    limit_w: float = Field(gt=0, le=1e11, description="either way")
+
+    @property
+    def name(self) -> str:
+        """Of its account."""
+        return "-".join(self.areas)
+
+
+def check_links(links: Sequence[LinkModel], configs: Sequence[MarketConfig]) -> None:
+    """Raises :class:`ConfigurationError` where a line cannot couple its areas."""
+    by_name, seen = {config.area: config for config in configs}, set[str]()
+    for link in links:
+        for name in link.areas:
+            if name not in by_name:
+                raise ConfigurationError(f"no market area {name!r}; there are: {', '.join(sorted(by_name))}")
+            if name in seen:
+                raise ConfigurationError(
+                    f"area {name!r} has two lines; one an area: flows through an area are not computed"
+                )
+            seen.add(name)
+            if by_name[name].mechanism not in {"call", "continuous+call"}:
+                raise ConfigurationError(
+                    f"area {name!r} closes without a uniform-price auction, in which a line could take part"
+                )
+        one, other = (by_name[name] for name in link.areas)
+        for field in ("slot_s", "gate_close_s", "currency"):
+            if getattr(one, field) != getattr(other, field):
+                raise ConfigurationError(f"a line needs the same {field} in {one.area!r} and {other.area!r}")
+
+
 def check_areas(configs: Sequence[MarketConfig]) -> None:
     """Raises :class:`ConfigurationError` when two areas share a name or a participant."""
     seen: dict[str, str] = {}

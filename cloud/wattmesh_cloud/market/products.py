@@ -141,6 +141,8 @@ class Slot:
     flexibility: dict[str, int] = field(default_factory=dict)
     """Participant → units received for demand response in this slot."""
     prices: Prices | None = None
+    exchange_wh: int | None = None
+    """What a line brings in (positive) or takes out; none before that is known, and where there is no line."""
 
     @property
     def orders(self) -> Mapping[str, object]:
@@ -201,6 +203,7 @@ class Slot:
             "settlements": [_row(one) for one in self.settlements.values()],
             "flexibility": dict(self.flexibility),
             "prices": None if self.prices is None else _row(self.prices),
+            "exchange": self.exchange_wh,
         }
 
     @classmethod
@@ -231,6 +234,7 @@ class Slot:
         slot.settlements = {row["participant_id"]: Settlement(**row) for row in state["settlements"]}
         slot.flexibility = dict(state["flexibility"])
         slot.prices = None if state["prices"] is None else Prices(**state["prices"])
+        slot.exchange_wh = state["exchange"]
         return slot
 
     def close(self, price: int | None) -> None:

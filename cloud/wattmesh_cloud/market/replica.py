@@ -96,6 +96,8 @@ class Replica:
                 engine.advance(entry["now"])
             case "void":
                 return self._told(engine.void(entry["slot"]), entry["slot"])
+            case "exchange":
+                engine.exchange(entry["slot"], entry["link"], entry["wh"])
             case "clear":
                 return self._told(engine.clear(entry["slot"]), entry["slot"])
             case "delivered":

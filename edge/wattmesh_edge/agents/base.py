@@ -26,6 +26,7 @@ from wattmesh_edge.agents.planner import (
     follow_band,
     value_of_storage,
 )
+from wattmesh_edge.agents.response import promised_wh
 from wattmesh_edge.image import SiteImage
 
 log = logging.getLogger(__name__)
@@ -69,12 +70,25 @@ class Outlook:
     grid_wh: tuple[float, ...] = ()
     """Expected exchange with the grid of the slots from ``value.start_ns`` on."""
     source: str = "self-consumption"
+    export_limit_w: float = 0.0
+    """What the connection may export: how far a demand-response offer may go."""
+    promised_wh: float = 0.0
+    """Energy kept for what was promised for demand response; renewed each cycle."""
 
     def reserved(self) -> Storage:
-        """The storage with the larger of the site's own reserve and the one that the strategy wishes (half of it at most)."""
+        """The storage with the larger of the site's own reserve and the one that the strategy wishes (half of it at most).
+
+        What was promised for demand response is kept on top of the site's own.
+        """
         wished = self.strategy.reserve_soc_percent if self.strategy is not None else 0.0
         wished_wh = min(wished, 50.0) / 100 * self.storage.energy_wh
-        return replace(self.storage, reserve_wh=max(self.storage.reserve_wh, wished_wh))
+        kept_wh = self.storage.reserve_wh + self.promised_wh
+        return replace(self.storage, reserve_wh=max(kept_wh, wished_wh))
+
+    def expected_grid_w(self, slot_ns: int) -> float | None:
+        """Expected exchange of a slot by the plan; none where it does not reach."""
+        index = (slot_ns - self.value.start_ns) // SLOT_NS if self.value is not None else -1
+        return self.grid_wh[index] * 3600 / SLOT_S if 0 <= index < len(self.grid_wh) else None
 
     def learn(self, interval: IntervalEnergy) -> None:
         """Take a finished slot into the seasonal profile."""
@@ -225,6 +239,7 @@ class SiteAgent(ABC):
             image: The site.
             traded_wh: Grid energy of the running slot so far, from the meter.
         """
+        self.outlook.promised_wh = promised_wh(self.outlook, image.time_ns)
         proposals = self._battery(image, traded_wh)
         proposals += self._demand_response(image)
         return proposals + self._peak_guard(image, traded_wh)
