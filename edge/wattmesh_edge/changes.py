@@ -136,14 +136,9 @@ class Changes:
             raise ConfigurationError("this gateway keeps no versions")
         if not isinstance(version, int) or isinstance(version, bool) or not isinstance(text, str):
             raise ConfigurationError("a configuration is a version, a whole number, and a text")
-        self._nothing_on_trial()
-        self._versions.propose(version, text)
-
-    def _nothing_on_trial(self) -> None:
         if self._releases is not None and self._releases.trial:
             raise ConfigurationError(f"release {self._releases.trial} is on trial; one change at a time")
-        if self._versions is not None and self._versions.trial:
-            raise ConfigurationError(f"version {self._versions.trial} is on trial; one change at a time")
+        self._versions.propose(version, text)
 
     def _soon(self) -> None:
         asyncio.get_running_loop().call_later(_ANSWER_S, self.changed.set)  # the answer goes out first
@@ -231,7 +226,6 @@ class Changes:
         if not isinstance(url, str) or not isinstance(sha256, str):
             raise ConfigurationError("an artifact has url and sha256")
         self._check_signature(operation, version, sha256, document.get("signature"))
-        self._nothing_on_trial()
         path = self._job_file.with_name("artifact")
         try:
             await asyncio.to_thread(download, url, path, sha256)
@@ -239,6 +233,8 @@ class Changes:
                 self._propose(version, path.read_text(encoding="utf-8"))
             elif self._releases is None:
                 raise ConfigurationError("this gateway keeps no releases")
+            elif self._versions is not None and self._versions.trial:
+                raise ConfigurationError(f"version {self._versions.trial} is on trial; one change at a time")
             else:
                 await asyncio.to_thread(self._releases.stage, str(version), path)
         except UnicodeDecodeError as error:

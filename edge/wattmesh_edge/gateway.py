@@ -28,6 +28,7 @@ from wattmesh_edge.agents.base import SLOT_S, Outlook, SiteAgent
 from wattmesh_edge.agents.consumer import ConsumerAgent
 from wattmesh_edge.agents.flexible import FlexibleAgent
 from wattmesh_edge.agents.producer import ProducerAgent
+from wattmesh_edge.agents.response import called
 from wattmesh_edge.changes import Changes
 from wattmesh_edge.config import Site
 from wattmesh_edge.control import ControlCycle
@@ -123,6 +124,7 @@ class Gateway:
             storage=parts.storage_of(batteries),
             trade=model.market is not None and model.market.trade,
             capacity_wh={name: one.rated_energy_wh * one.health for name, one in batteries.items()},
+            export_limit_w=model.connection.export_limit_w,
         )
         self.agents = [
             _AGENTS[name](
@@ -162,6 +164,7 @@ class Gateway:
         self.dealings = Dealings(
             site, self.outlook, self.agents, self.messenger, self._db, self._memory, clock,
             counts=self.counts, spawn=self._spawn, image=lambda: self.control.image,
+            waits_w=self._flexible.waits_w,
         )  # fmt: skip
         self.plans = PlanInbox(
             self.site_id, self.outlook, self.messenger, self._memory, clock, image=lambda: self.control.image
@@ -378,6 +381,8 @@ class Gateway:
         self.dealings.prune(now_ns)
 
     def _planned_load_w(self, device: str, utc_ns: int) -> float | None:
+        if called(self.outlook, utc_ns):
+            return 0.0  # what was promised for demand response: whoever can wait does
         return self.plans.load_w(device, utc_ns)
 
     def _plan_source(self, now_ns: int) -> str:
