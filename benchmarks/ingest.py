@@ -25,7 +25,7 @@ from pathlib import Path
 import psutil
 from wattmesh_a2a.broker import provision_broker
 from wattmesh_a2a.clock import NS_PER_S, SystemClock
-from wattmesh_a2a.codec import encode, type_name
+from wattmesh_a2a.codec import canonical, encode, to_fields, type_name
 from wattmesh_a2a.delivery import ACKNOWLEDGED, Delivery
 from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, INGEST_AGENT, Address, Envelope
 from wattmesh_a2a.errors import UnavailableError
@@ -88,7 +88,7 @@ class Fleet:
 
     def __init__(self, sites: int, rows: int, frames: int, start_ns: int) -> None:
         rng = random.Random(1)
-        self.records = POINTS * rows
+        self.records, self.sites = POINTS * rows, sites
         self.waiting: deque[tuple[int, int, bytes]] = deque()
         self.sent: dict[tuple[int, int], tuple[float, bytes]] = {}
         self.acknowledged = 0
@@ -130,6 +130,7 @@ class Ears:
 
     def __init__(self, fleet: Fleet, url: str) -> None:
         self._fleet, self._transport = fleet, MqttTransport(url, "bench/fleet/acks")
+        self._keys = KeyRing({f"site-{index}": KEY for index in range(fleet.sites)})
         self._tasks: set[asyncio.Task] = set()
 
     async def start(self) -> None:
@@ -142,13 +143,15 @@ class Ears:
         request = json.loads(inbound.payload)
         site = inbound.topic.split("/")[-2]
         self._fleet.take_ack(int(site.partition("-")[2]), request["data"]["sequences"])
+        here, there = Address(ORG, site, GATEWAY_AGENT), Address(ORG, CLOUD_UNIT, INGEST_AGENT)
         reply = Envelope(
-            id=uuid.uuid4().hex, source=Address(ORG, site, GATEWAY_AGENT), type=type_name(ACKNOWLEDGED),
+            id=uuid.uuid4().hex, source=here, destination=there, type=type_name(ACKNOWLEDGED),
             time_ns=request["timens"], session="bench", sequence=1, expires_ns=request["expiresns"],
             data=ACKNOWLEDGED, correlation_id=request["id"],
         )  # fmt: skip
+        signature = self._keys.sign(here, there, canonical(to_fields(reply)))
         answer = self._transport.publish(
-            inbound.response_topic, encode(reply), correlation_data=inbound.correlation_data
+            inbound.response_topic, encode(reply, signature), correlation_data=inbound.correlation_data
         )
         task = asyncio.get_running_loop().create_task(answer)
         self._tasks.add(task)
@@ -210,9 +213,12 @@ async def measure(seconds: float, sites: int, rows: int, most: float) -> list[di
                     await asyncio.sleep(0.2)
 
             watching = asyncio.create_task(watch())
-            cpu = probe.cpu_times()
+            own = psutil.Process()
+            others = [own, *(one for one in own.children() if one.pid != process.pid)]
+            cpu, before = probe.cpu_times(), [one.cpu_times() for one in others]
             took = await drive(fleet, transport, seconds, most, 6000)
-            used = probe.cpu_times()
+            used, after = probe.cpu_times(), [one.cpu_times() for one in others]
+            beside = [100 * (b.user + b.system - a.user - a.system) / took for a, b in zip(before, after, strict=True)]
             sustained = fleet.acknowledged * fleet.records / took
             latencies = sorted(fleet.latest_s)
             # The burst: five quiet seconds at a tenth, five at the full rate, and whatever it takes to have all acknowledged.
@@ -245,6 +251,8 @@ async def measure(seconds: float, sites: int, rows: int, most: float) -> list[di
         row("ingest.seconds", round(took, 1), "s", seconds, took >= seconds - 1),
         row("ingest.resident", round(memory[0], 1), "MB", GOAL_MB, memory[0] <= GOAL_MB),
         row("ingest.cpu", round(share, 1), "percent of a core", None, None),
+        row("ingest.cpu.generator", round(beside[0], 1), "percent of a core", None, None),
+        row("ingest.cpu.broker", round(sum(beside[1:]), 1), "percent of a core", None, None),
         row("ingest.acknowledged_after.p50", round(half, 3), "s", None, None),
         row("ingest.acknowledged_after.p99", round(tail, 3), "s", AGAIN_S, tail <= AGAIN_S),
         row("ingest.sent_again", fleet.again, "batches", None, None),

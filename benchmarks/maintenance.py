@@ -21,6 +21,11 @@ FAULTS = {
     "string lost, AC power alone": ("string", {"strings": False}),
     "capacity fade 20 %/year": ("fade", {}),
     "fan failure": ("fan", {}),
+    "battery resistance +100 %/year": ("resistance", {"days": 365}),
+    "inverter loses a phase": ("phase", {}),
+    "loose neutral": ("neutral", {}),
+    "battery cycled by two controllers": ("cycling", {}),
+    "bus with 4 % of lost polls": ("bus", {}),
 }
 
 

@@ -210,6 +210,127 @@ def _ask_paho(port: int, size: int, seconds: float) -> dict[int, tuple[float, fl
     return found
 
 
+# -- A2A over HTTP: an SDK server with its agent inside, and our bridge with the agent on MQTT
+
+
+async def greeting(_task: object) -> AsyncIterator[dict[str, object]]:
+    yield {"artifactUpdate": {"artifact": {"artifactId": "a", "parts": [{"text": "hello"}]}}}
+
+
+async def serve_agent(url: str) -> None:
+    transport = MqttTransport(url, str(SITE))
+    site = Delivery(transport, SITE, SystemClock())
+    site.on_plain(greeting)  # type: ignore[arg-type]
+    await site.announce({})
+    await site.start()
+    await transport.wait_connected(10)
+    print("ready", flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    await site.stop()
+
+
+async def serve_app(app: object, port: int) -> None:
+    import uvicorn
+
+    config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", access_log=False, http="h11")  # type: ignore[arg-type]
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.02)
+    print("ready", flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    server.should_exit = True
+    await serving
+
+
+async def serve_bridge(url: str, port: int, folder: str) -> None:
+    from wattmesh_a2a.cards import AgentRegistry
+    from wattmesh_cloud.a2a_http.server import A2aHttp, Wiring
+    from wattmesh_cloud.tools.base import READER, Caller
+
+    class Everybody:
+        def caller(self, _authorization: object, _certificate: object) -> Caller:
+            return Caller(id=uuid.uuid4().hex[:2], roles=frozenset({READER}))  # many callers: none over its rate
+
+    clock, transport = SystemClock(), MqttTransport(url, str(CLOUD))
+    cloud = Delivery(transport, CLOUD, clock)
+    registry = AgentRegistry(cloud, clock)
+    await cloud.start()
+    await transport.wait_connected(10)
+    while registry.get(SITE) is None:
+        await asyncio.sleep(0.02)
+    wiring = Wiring(
+        messenger=cloud, agents=registry.agents, agent=registry.get, clock=clock, authenticator=Everybody(),
+        audit=lambda *_: None, org="o", url=f"http://127.0.0.1:{port}", state=Path(folder), with_login=False,
+    )  # fmt: skip
+    await serve_app(A2aHttp(wiring), port)
+
+
+async def serve_direct(port: int) -> None:
+    """The SDK as its own samples use it: the agent in the server's process, tasks in memory."""
+    from a2a.server.agent_execution import AgentExecutor
+    from a2a.server.request_handlers import DefaultRequestHandlerV2
+    from a2a.server.routes import create_rest_routes
+    from a2a.server.tasks import InMemoryTaskStore, TaskUpdater
+    from a2a.types import AgentCapabilities, AgentCard, AgentInterface, Part, Task, TaskState, TaskStatus
+    from starlette.applications import Starlette
+
+    class Local(AgentExecutor):
+        async def execute(self, context, event_queue) -> None:
+            submitted = TaskStatus(state=TaskState.TASK_STATE_SUBMITTED)
+            await event_queue.enqueue_event(
+                Task(id=context.task_id, context_id=context.context_id, status=submitted, history=[context.message])
+            )
+            updater = TaskUpdater(event_queue, context.task_id, context.context_id)
+            await updater.add_artifact([Part(text="hello")])
+            await updater.complete()
+
+        async def cancel(self, context, event_queue) -> None:
+            raise NotImplementedError
+
+    card = AgentCard(
+        name="local", description="local", version="1", capabilities=AgentCapabilities(streaming=True),
+        supported_interfaces=[AgentInterface(url=f"http://127.0.0.1:{port}", protocol_binding="HTTP+JSON")],
+    )  # fmt: skip
+    handler = DefaultRequestHandlerV2(Local(), InMemoryTaskStore(), card)
+    await serve_app(Starlette(routes=create_rest_routes(handler)), port)
+
+
+async def ask_http(url: str, seconds: float) -> float:
+    """Median of a SendMessage in ms, one at a time on one connection."""
+    import httpx
+
+    took: list[float] = []
+    async with httpx.AsyncClient(headers={"A2A-Version": "1.0"}, trust_env=False) as client:
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            said = {"message": {"messageId": uuid.uuid4().hex, "role": "ROLE_USER", "parts": [{"text": "hello"}]}}
+            began = time.perf_counter()
+            answer = (await client.post(f"{url}/message:send", json=said)).json()
+            took.append(time.perf_counter() - began)
+            if answer["task"]["status"]["state"] != "TASK_STATE_COMPLETED":
+                raise SystemExit(f"the bridge answered {answer}")
+    return 1000 * statistics.median(took[5:])
+
+
+async def bridge_rows(url: str, folder: str, seconds: float) -> Rows:
+    direct, through = free_ports(2)
+    async with (
+        child("--serve-direct", str(direct)),
+        child("--serve-agent", url),
+        child("--serve-bridge", url, str(through), folder),
+    ):
+        alone, bridged = [], []
+        for _ in range(3):  # in turns
+            alone.append(await ask_http(f"http://127.0.0.1:{direct}", seconds))
+            bridged.append(await ask_http(f"http://127.0.0.1:{through}/a2a/home-1/gateway", seconds))
+    return [
+        ("A2A over HTTP, agent in the server (SDK), p50", min(alone), "ms", None),
+        ("A2A over HTTP, agent on MQTT through the bridge, p50", min(bridged), "ms", None),
+        ("the bridge adds", min(bridged) - min(alone), "ms", 4.0),
+    ]
+
+
 # -- encoding, memory, many agents
 
 
@@ -264,7 +385,8 @@ def best(work: Callable[[], object], times: int, rounds: int = 9) -> float:
 MEMORY = """
 import asyncio, sys
 def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6
+    rows = dict(line.split(":") for line in open("/proc/self/smaps_rollup") if line.count(":") == 1)
+    return [int(rows[name].split()[0]) / 1000 for name in ("Rss", "Private_Dirty")]
 import json, logging, pymodbus.client, sqlite3, ssl, zlib, pydantic, yaml
 from wattmesh_a2a import clock, codec, messages, telemetry
 before = resident()
@@ -287,16 +409,20 @@ async def main(url, folder, kind):
     one = Delivery(transport, site, clock.SystemClock(), keys=keys, store=store, dead=dead)
     await one.start()
     await transport.wait_connected(10)
-    print(resident() - before)
+    print(*(now - then for now, then in zip(resident(), before)))
     await one.stop()
 asyncio.run(main(*sys.argv[1:]))
 """
 
 
-def memory_mb(url: str, folder: str, kind: str) -> float:
-    """What messaging adds to a process that has pydantic, YAML and the types already, as a gateway has."""
+def memory_rows(url: str, folder: str, kind: str, name: str) -> Rows:
+    """What messaging adds to a process that has pydantic, YAML and the types already, as a gateway has.
+
+    Resident counts the pages of shared libraries too, which are clean and which processes share; private is what is its own.
+    """
     command = [sys.executable, "-c", MEMORY, url, folder, kind]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    resident, private = map(float, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    return [(name, resident, "MB", 12.0), (f"{name}, private", private, "MB", None)]
 
 
 async def many_agents(url: str, count: int) -> Rows:
@@ -371,9 +497,10 @@ async def run(options: argparse.Namespace) -> Rows:
             rows += [
                 ("round trip, window 1, p50", min(one[1] for one in ours[1]), "ms", 0.8),
                 ("round trip, window 1, p50, bare paho", min(one[1] for one in bare[1]), "ms", None),
-                ("memory that messaging adds", memory_mb(broker.url, folder, "hmac"), "MB", 12.0),
-                ("memory that messaging adds, ES256", memory_mb(broker.url, folder, "es256"), "MB", 12.0),
+                *memory_rows(broker.url, folder, "hmac", "memory that messaging adds"),
+                *memory_rows(broker.url, folder, "es256", "memory that messaging adds, ES256"),
             ]
+            rows += await bridge_rows(broker.url, folder, options.seconds / 2)
             if options.peers is not None:
                 rows += mango_rows(options.peers, port, options.seconds)
         async with provision_broker(Path(folder) / "many", free_ports(1)[0], kind="mosquitto") as broker:
@@ -454,5 +581,11 @@ if __name__ == "__main__":
         asyncio.run(serve_ours(*sys.argv[2:5]))
     elif sys.argv[1:2] == ["--serve-paho"]:
         serve_paho(int(sys.argv[2]))
+    elif sys.argv[1:2] == ["--serve-agent"]:
+        asyncio.run(serve_agent(sys.argv[2]))
+    elif sys.argv[1:2] == ["--serve-direct"]:
+        asyncio.run(serve_direct(int(sys.argv[2])))
+    elif sys.argv[1:2] == ["--serve-bridge"]:
+        asyncio.run(serve_bridge(sys.argv[2], int(sys.argv[3]), sys.argv[4]))
     else:
         main()

@@ -18,9 +18,8 @@ from wattmesh_a2a.messages import MESSAGE_TYPES, TYPE_NAMES, Message
 from wattmesh_a2a.topics import MAX_MESSAGE_BYTES
 
 _MAX_NS = 2**63 - 1
-_LARGEST_EXACT = 2.0**53
+_LARGEST_EXACT = 1e16  # beyond it Python writes an exponent, and this one has its exact digits
 _MAX_FLOAT = sys.float_info.max
-_WHOLE_FLOAT = re.compile(r"[:,\[]-?\d+\.0[],}]")
 _EXPONENT = re.compile(r"[:,\[]-?\d[\d.]*e")
 """Where Python may write a number otherwise than RFC 8785 (or a text only looks like one, which costs time and nothing else)."""
 _dump = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
@@ -103,23 +102,24 @@ def canonical(fields: dict[str, Any]) -> bytes:
 
     With one exception: whole numbers beyond 2⁵³ (nanoseconds) stand exactly, where RFC 8785 would round them.
     """
-    plain = {key: value for key, value in fields.items() if key != "signature"}
+    plain = {key: _whole(value) for key, value in fields.items() if key != "signature"}
     text = _dump_sorted(plain)
-    if _WHOLE_FLOAT.search(text):
-        text = _dump_sorted(_whole(plain))
-    if _EXPONENT.search(text) or not text.isascii():
+    if not text.isascii() or ("e" in text and _EXPONENT.search(text)):
         text = _jcs(plain)
     return text.encode()
 
 
 def _whole(value: Any) -> Any:
     """The same values with 5 for 5.0, as ECMAScript writes it."""
-    if isinstance(value, dict):
-        return {key: one if isinstance(one, str) else _whole(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
+    kind = type(value)
+    if kind is str or kind is int:
+        return value
+    if kind is float:
+        return int(value) if value.is_integer() and -_LARGEST_EXACT < value < _LARGEST_EXACT else value
+    if kind is dict:
+        return {key: _whole(one) for key, one in value.items()}
+    if kind is list or kind is tuple:
         return [_whole(one) for one in value]
-    if isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST_EXACT:
-        return int(value)
     return value
 
 

@@ -10,6 +10,7 @@ Three ways for a handler, by what a crash between its effect and its stored answ
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sqlite3
 from collections.abc import Iterator
@@ -58,6 +59,10 @@ class DedupeStore(Protocol):
         """Drop what expired before ``now_ns`` (UTC)."""
         ...
 
+    async def settled(self) -> None:
+        """Return when all that was put so far survives what the store survives."""
+        ...
+
 
 class MemoryDedupe:
     """For processes that need no memory across restarts, and for tests."""
@@ -102,6 +107,9 @@ class MemoryDedupe:
         """See :class:`DedupeStore`."""
         self._latest[stream] = (session, sequence, time_ns)
 
+    async def settled(self) -> None:
+        """See :class:`DedupeStore`."""
+
     def forget_before(self, now_ns: int) -> None:
         """See :class:`DedupeStore`."""
         for key in [key for key, (_, expires) in self._answers.items() if expires < now_ns]:
@@ -110,6 +118,9 @@ class MemoryDedupe:
 
 class SqliteDedupe:
     """Survives a killed process.
+
+    What is put in one turn of the event loop is committed together (:meth:`settled`): with many requests at once a commit is most
+    of what each of them costs. Outside a loop each is committed at once.
 
     Args:
         path: The file; a handler's own tables may stand in it (:meth:`transaction`).
@@ -120,6 +131,7 @@ class SqliteDedupe:
     def __init__(self, path: Path, *, durable: bool = False) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(path, isolation_level=None)
+        self._group: asyncio.Future[None] | None = None
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
         self._db.execute(
@@ -147,17 +159,55 @@ class SqliteDedupe:
         row = self._db.execute("SELECT answer IS NULL FROM outcomes WHERE key = ?", (key,)).fetchone()
         return bool(row and row[0])
 
+    def _begin_group(self) -> None:
+        """Commit at the next turn of the loop what is written from here on."""
+        if self._group is not None or self._db.in_transaction:
+            return
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        self._db.execute("BEGIN IMMEDIATE")
+        self._group = loop.create_future()
+        loop.call_soon(self._end_group, self._group)
+
+    def _end_group(self, group: asyncio.Future[None] | None = None) -> None:
+        """Commit; whoever waits for it learns of a failure, too."""
+        found = self._group
+        if found is None or (group is not None and group is not found):
+            return
+        self._group = None
+        try:
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            if not found.done():
+                found.set_exception(error)
+            found.exception()  # looked at, also where nobody waits
+            return
+        if not found.done():
+            found.set_result(None)
+
+    async def settled(self) -> None:
+        """See :class:`DedupeStore`; raises ``sqlite3.Error`` when the disk did not take it."""
+        if self._group is not None:
+            await asyncio.shield(self._group)
+
     def begin(self, key: str, expires_ns: int) -> None:
         """See :class:`DedupeStore`."""
+        self._begin_group()
         self._db.execute("INSERT OR IGNORE INTO outcomes VALUES (?, NULL, ?)", (key, expires_ns))
 
     def put(self, key: str, answer: bytes, expires_ns: int) -> None:
         """See :class:`DedupeStore`."""
+        self._begin_group()
         self._db.execute("INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?)", (key, answer, expires_ns))
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """See :class:`DedupeStore`."""
+        self._end_group()
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield self._db
@@ -173,6 +223,7 @@ class SqliteDedupe:
 
     def set_latest(self, stream: str, session: str, sequence: int, time_ns: int) -> None:
         """See :class:`DedupeStore`."""
+        self._begin_group()
         self._db.execute("INSERT OR REPLACE INTO latest VALUES (?, ?, ?, ?)", (stream, session, sequence, time_ns))
 
     def forget_before(self, now_ns: int) -> None:
@@ -181,4 +232,5 @@ class SqliteDedupe:
 
     def close(self) -> None:
         """Release the file."""
+        self._end_group()
         self._db.close()

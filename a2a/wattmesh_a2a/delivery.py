@@ -19,7 +19,7 @@ from wattmesh_a2a.cards import standard_card
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.deadletters import DeadLetters
 from wattmesh_a2a.dedupe import KEEP_AFTER_EXPIRY_NS, DedupeStore, MemoryDedupe
-from wattmesh_a2a.envelope import Address, Envelope, TaskState
+from wattmesh_a2a.envelope import STATS_AGENT, Address, Envelope, TaskState
 from wattmesh_a2a.errors import ExpiredError, InvalidMessageError, UnavailableError, WattmeshError
 from wattmesh_a2a.events import Arrival, EventTracks
 from wattmesh_a2a.fates import Fate, Gate, known, refusal
@@ -140,6 +140,7 @@ class Delivery:
         outgoing: Durable requests; none where there are none.
         dead: Dead letters; none where they are only counted.
         serve: Further addresses whose requests are taken here.
+        figures: Whether this process answers for its unit at ``ORG/UNIT/stats``: one of each unit does.
         peer_requests_per_s: Token bucket a peer for what comes in; none for no limit.
         after: Real-time timer, injected by tests.
     """
@@ -156,6 +157,7 @@ class Delivery:
         outgoing: OutgoingStore | None = None,
         dead: DeadLetters | None = None,
         serve: Sequence[Address] = (),
+        figures: bool = False,
         peer_requests_per_s: float | None = None,
         after: After | None = None,
     ) -> None:
@@ -173,6 +175,7 @@ class Delivery:
         self._served = (address, *serve)
         self._peer_rate = peer_requests_per_s
         self._after = after
+        self._figures = Address(address.org, address.unit, STATS_AGENT) if figures else None
         self._pools: list[str] = []
         self._sequences: Counter[tuple[Address, Address | None]] = Counter()
         self._handlers: dict[tuple[Address, str], _Handler] = {}
@@ -201,6 +204,8 @@ class Delivery:
         for served in self._served:
             self._handlers[served, TYPE_NAMES[StatsQuery]] = _Handler(run=self._tell_stats, idempotent=True)
             self._handlers[served, TYPE_NAMES[Revoke]] = _Handler(run=self._revoke)
+        if self._figures is not None:
+            self._handlers[self._figures, TYPE_NAMES[StatsQuery]] = _Handler(run=self._tell_stats, idempotent=True)
 
     # -- life cycle
 
@@ -211,7 +216,7 @@ class Delivery:
         self._transport.set_will(topics.discovery(self.address), offline)
         self._transport.on_connected(self._on_connected)
         self._lanes = Lanes(self._transport)
-        for served in self._served:
+        for served in (*self._served, *([self._figures] if self._figures else [])):
             await self._subscribe(topics.request(served), self._request_taker(served))
         for pool in self._pools:
             member = Address(org, self.address.unit, pool)
@@ -547,6 +552,7 @@ class Delivery:
 
     async def reply_plain(self, topic: str, payload: bytes, correlation: bytes | None) -> None:
         """See :class:`wattmesh_a2a.plain.PlainHost`."""
+        await self._store.settled()
         await self._try_publish(topic, payload, correlation_data=correlation)
 
     def on_plain(self, handler: PlainHandler, *, as_agent: Address | None = None) -> None:
@@ -586,6 +592,7 @@ class Delivery:
         stored = self._store.get(key)
         if stored is not None:
             self.stats.count(Fate.DUPLICATE, name, str(source))
+            await self._store.settled()
             await send(stored)
             return
         under_way = self._under_way.get(key)
@@ -609,6 +616,7 @@ class Delivery:
                 fate, answer = await self._take_effect(served, key, judged, under_way)
         finally:
             del self._under_way[key]
+        await self._store.settled()
         self.stats.count(fate, name, str(source), asyncio.get_running_loop().time() - began)
         await send(answer)
 
@@ -722,6 +730,7 @@ class Delivery:
         assert handler.run is not None
         if handler.after_crash is not None:
             self._store.begin(key, envelope.expires_ns)
+            await self._store.settled()
         return await handler.run(envelope)
 
     def _in_transaction(

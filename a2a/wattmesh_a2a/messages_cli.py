@@ -13,7 +13,7 @@ from wattmesh_a2a import codec
 from wattmesh_a2a.clock import NS_PER_S, SystemClock
 from wattmesh_a2a.deadletters import DeadLetter, DeadLetters
 from wattmesh_a2a.delivery import Delivery
-from wattmesh_a2a.envelope import Address
+from wattmesh_a2a.envelope import OPERATOR_UNIT, STATS_AGENT, Address
 from wattmesh_a2a.errors import ConfigurationError, InvalidMessageError, WattmeshError
 from wattmesh_a2a.messages import StatsQuery, StatsReport
 from wattmesh_a2a.signing import KeyRing, Signer
@@ -47,8 +47,11 @@ def _parser() -> argparse.ArgumentParser:
     tap = actions.add_parser("tap", help="a line for each message that passes the broker")
     tap.add_argument("filter", nargs="?", default="#")
     stats = actions.add_parser("stats", help="an agent's figures since its start, by event, type and peer")
-    stats.add_argument("agent", help="ORG/UNIT/AGENT")
+    stats.add_argument("agent", help="ORG/UNIT, a site or the cloud; or ORG/UNIT/AGENT")
     stats.add_argument("--json", action="store_true")
+    stats.add_argument(
+        "--as-unit", default=OPERATOR_UNIT, help="unit of the address we ask from: the certificate's name"
+    )
     dead = actions.add_parser("dead", help="what could not be understood or delivered, the newest first")
     dead.add_argument("file", type=Path, help="dead.sqlite in the state folder of a gateway or the cloud")
     replay = actions.add_parser("replay", help="send a dead letter again")
@@ -93,8 +96,8 @@ async def _tap(options: argparse.Namespace) -> None:
 
 
 async def _stats(options: argparse.Namespace) -> int:
-    agent = Address.parse(options.agent)
-    own = Address(agent.org, agent.unit, f"stats-{uuid.uuid4().hex[:8]}")
+    agent = Address.parse(options.agent if options.agent.count("/") > 1 else f"{options.agent}/{STATS_AGENT}")
+    own = Address(agent.org, options.as_unit, f"stats-{uuid.uuid4().hex[:8]}")
     transport = _transport(options, str(own))
     clock = SystemClock()
     asking = Delivery(transport, own, clock, topics=Topics(prefix=options.prefix))

@@ -43,7 +43,76 @@ def main(argv: list[str]) -> int:
                 authority.folder, options.target, authority.org, options.port, options.bind, options.prefix
             ):
                 print(path)
+            if options.iot_core is not None:
+                print(_bridge(options, authority.org))
     return 0
+
+
+def _bridge(options: argparse.Namespace, org: str) -> Path:
+    names = ("thing", "thing_certificate", "thing_key", "amazon_ca", "unit", "rule")
+    missing = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) is None]
+    if missing:
+        raise ConfigurationError(f"--iot-core needs {', '.join(missing)} as well")
+    return write_bridge(
+        options.target / "mosquitto.conf",
+        endpoint=options.iot_core,
+        thing=options.thing,
+        certificate=options.thing_certificate,
+        key=options.thing_key,
+        ca=options.amazon_ca,
+        org=org,
+        unit=options.unit,
+        rule=options.rule,
+        prefix=options.prefix,
+    )
+
+
+def write_bridge(
+    config: Path,
+    *,
+    endpoint: str,
+    thing: str,
+    certificate: Path,
+    key: Path,
+    ca: Path,
+    org: str,
+    unit: str,
+    rule: str,
+    prefix: str = "a2a/v1",
+) -> Path:
+    """Append a bridge to AWS IoT Core to a mosquitto's configuration; raises :class:`ConfigurationError`.
+
+    Args:
+        config: The broker's file.
+        endpoint: ``HOST`` or ``HOST:PORT`` of the account's data endpoint.
+        thing: The thing's name, which is the client id.
+        certificate: Of the thing.
+        key: Its private key.
+        ca: Amazon's root certificate.
+        org: Organisation of the addresses.
+        unit: The site whose messages go up and down.
+        rule: Name of the telemetry rule (Basic Ingest).
+        prefix: Of the A2A topics.
+    """
+    for path in (certificate, key, ca):
+        if not path.is_file():
+            raise ConfigurationError(f"{path}: no such file")
+    values = {
+        "endpoint": endpoint if ":" in endpoint else f"{endpoint}:8883", "thing": thing, "org": org, "unit": unit, "rule": rule,
+        "prefix": prefix, "certificate": str(certificate.resolve()), "key": str(key.resolve()),
+        "amazon_root_ca": str(ca.resolve()),
+    }  # fmt: skip
+    wrong = [name for name, value in values.items() if not value.isprintable() or not value or " " in value]
+    if wrong:
+        raise ConfigurationError(f"{', '.join(wrong)}: no spaces or control characters in mosquitto's file")
+    text = (importlib.resources.files("firmware_configs") / "broker/bridge-iot-core.conf").read_text(encoding="utf-8")
+    for name, value in values.items():
+        text = text.replace(f"{{{name}}}", value)
+    before = config.read_text(encoding="utf-8")
+    if "connection iot-core" in before:
+        raise ConfigurationError(f"{config} has a bridge to IoT Core already")
+    config.write_text(f"{before}\n{text}", encoding="utf-8")
+    return config
 
 
 def write_broker(
@@ -95,4 +164,11 @@ def _parser() -> argparse.ArgumentParser:
     broker.add_argument("--port", type=int, default=8883)
     broker.add_argument("--bind", default="0.0.0.0")
     broker.add_argument("--prefix", default="a2a/v1")
+    broker.add_argument("--iot-core", metavar="HOST[:PORT]", help="be a bridge to this AWS IoT Core endpoint, too")
+    broker.add_argument("--thing", help="its thing's name")
+    for name, what in (("certificate", "certificate"), ("key", "private key")):
+        broker.add_argument(f"--thing-{name}", type=Path, help=f"the thing's {what}")
+    broker.add_argument("--amazon-ca", type=Path, help="Amazon's root certificate")
+    broker.add_argument("--unit", help="the site whose messages go up and down")
+    broker.add_argument("--rule", help="the telemetry rule (Basic Ingest)")
     return parser

@@ -28,6 +28,7 @@ from wattmesh_edge.agents.consumer import ConsumerAgent
 from wattmesh_edge.agents.flexible import FlexibleAgent, Need
 from wattmesh_edge.agents.planner import Storage
 from wattmesh_edge.agents.producer import ProducerAgent
+from wattmesh_edge.agents.response import called
 from wattmesh_edge.arbiter import arbitrate
 from wattmesh_edge.image import BatteryImage, SiteImage, Value
 from wattmesh_edge.instructions import Instructions
@@ -114,9 +115,14 @@ class SimulatedSite:
         reserve = setup.battery_wh * setup.reserve_soc_percent / 100
         self.outlook = Outlook(
             tariff=setup.tariff,
-            storage=Storage(energy_wh=max(setup.battery_wh, 1.0), power_w=setup.battery_w, reserve_wh=reserve),
+            storage=Storage(
+                energy_wh=max(setup.battery_wh, 1.0),
+                power_w=setup.battery_w if setup.battery_wh else 0.0,
+                reserve_wh=reserve,
+            ),
             trade=setup.trade,
             capacity_wh={BATTERY: setup.battery_wh} if setup.battery_wh else {},
+            export_limit_w=setup.export_limit_w,
         )
         self.producer = ProducerAgent("producer", setup.id, self.outlook, period_s=setup.step_s)
         self.consumer = ConsumerAgent("consumer", setup.id, self.outlook, period_s=setup.step_s)
@@ -151,8 +157,9 @@ class SimulatedSite:
 
     def _flexible(self) -> FlexibleAgent:
         return FlexibleAgent(
-            self._needs, self.setup.tariff, self.setup.tariff.zone(), period_s=self.setup.step_s, taken=self._taken
-        )
+            self._needs, self.setup.tariff, self.setup.tariff.zone(), period_s=self.setup.step_s, taken=self._taken,
+            planned=lambda device, utc_ns: 0.0 if called(self.outlook, utc_ns) else None,
+        )  # fmt: skip
 
     def _asset_limits(self) -> dict[str, BatteryLimits]:
         limits = {}
@@ -172,9 +179,9 @@ class SimulatedSite:
         middle = now_ns + self.setup.step_s * NS_PER_S // 2
         return self._load_w(middle) - self._pv_w(middle) + self.car_w
 
-    def step(self, now_ns: int) -> None:
-        """One control cycle at ``now_ns`` and the physics until the next one."""
-        seconds = self.setup.step_s
+    def step(self, now_ns: int, seconds: int | None = None) -> None:
+        """One control cycle at ``now_ns`` and the physics until the next one; of another length than usual where it is given."""
+        seconds = seconds or self.setup.step_s
         slot = now_ns - now_ns % SLOT_NS
         if slot != self._slot_ns:
             self._slot_ns, self._slot_wh = slot, 0.0
@@ -314,7 +321,9 @@ class SimulatedSite:
 
     def offer(self, event: DemandResponseEvent) -> DemandResponseOffer:
         """The consumer agent's answer to an event."""
-        return self.consumer.offer(event, self.battery.stored_wh if self.setup.battery_wh else 0.0)
+        now = self.image.time_ns if self.image is not None else event.start_ns
+        waits = self.flexible.waits_w(event.start_ns, event.end_ns, now)
+        return self.consumer.offer(event, self.battery.stored_wh if self.setup.battery_wh else 0.0, waits)
 
     def dispatch(self, dispatch: DemandResponseDispatch) -> None:
         """The accepted part of an offer."""

@@ -136,6 +136,7 @@ class Cloud:
             keys=self._signer,
             store=SqliteDedupe(state / "answers.sqlite"),
             dead=DeadLetters(state / "dead.sqlite"),
+            figures=True,
             peer_requests_per_s=PEER_REQUESTS_PER_S,
             serve=[Address(org, CLOUD_UNIT, name) for name in self.forecasting_ids],
         )
@@ -143,7 +144,9 @@ class Cloud:
         self.agents = AgentRegistry(messenger, clock)
         self.dead = DeadFrames(state / "dead_frames.sqlite")
         self.ingest = Ingest(self.store, messenger, clock, org, dead=self.dead)
-        self.markets = Markets((model.market, *model.areas), self.store, messenger, clock, state, org, warm=warm)
+        self.markets = Markets(
+            (model.market, *model.areas), self.store, messenger, clock, state, org, links=model.links, warm=warm
+        )
         self.market = self.markets.first
         self.forecasting = ForecastingService(
             model.forecasting,
@@ -200,6 +203,7 @@ class Cloud:
             self.strategy,
             *self.planning,
             *self._coordination(),
+            *self._openadr(),
         )
         self.view = CloudView(
             clock=clock,
@@ -234,6 +238,20 @@ class Cloud:
             actions=MarketActions(self.markets),
         )
         self._wire()
+
+    def _openadr(self) -> tuple[Service, ...]:
+        """Our virtual end node, where a virtual top node is configured."""
+        grid = self._config.model.grid
+        if grid.openadr is None:
+            return ()
+        from wattmesh_cloud.openadr.client import VenClient
+        from wattmesh_cloud.openadr.service import OpenAdrService
+
+        client = VenClient(grid.openadr, self._clock)
+        price = grid.demand_response.price
+        service = OpenAdrService(grid.openadr, client, self.grid, self._clock, self._config.state, price=price)
+        self.grid.further["openadr"] = service.snapshot
+        return (service,)
 
     def _wire(self) -> None:
         if not self._config.model.ingest.workers:
@@ -396,6 +414,8 @@ class Cloud:
                 running.append(group.create_task(home_assistant(owner, self.view).run(), name="home assistant"))
             if self._config.model.reports.schedule:
                 running.append(group.create_task(self.reports.run(), name="reports"))
+            if (queue := self._config.model.action_queue) is not None:
+                running.append(group.create_task(self._actions(queue), name="actions"))
             if (log_file := self._config.model.observability.emf) is not None:
                 running.append(group.create_task(self._tell_cloudwatch(log_file), name="figures"))
             running.append(group.create_task(self._taking(), name="ingest"))
@@ -431,6 +451,12 @@ class Cloud:
         self.audit.close()
         self.dead.close()
         self.store.close()
+
+    async def _actions(self, url: str) -> None:
+        """What the action function on AWS has accepted."""
+        from wattmesh_cloud.aws.actions import ActionQueue
+
+        await ActionQueue(url, MarketActions(self.markets), self.audit, self._clock).run()
 
     async def _tell_cloudwatch(self, path: Path) -> None:
         """The figures of ``/metrics`` once a minute, for CloudWatch's agent."""

@@ -17,7 +17,7 @@ from wattmesh_cloud.forecasting.config import ForecastingConfig
 from wattmesh_cloud.grid.config import GridConfig
 from wattmesh_cloud.homeassistant import HomeAssistantModel
 from wattmesh_cloud.lab import LabModel
-from wattmesh_cloud.market.config import MarketConfig, check_areas
+from wattmesh_cloud.market.config import LinkModel, MarketConfig, check_areas, check_links
 from wattmesh_cloud.notifications.config import NotificationsModel
 from wattmesh_cloud.planning.config import PlanningConfig
 from wattmesh_cloud.reports.service import ReportsModel
@@ -97,6 +97,10 @@ class CloudModel(StrictModel):
     http: HttpModel = HttpModel()
     ingest: IngestModel = IngestModel()
     observability: ObservabilityModel = ObservabilityModel()
+    action_queue: str | None = Field(
+        default=None, pattern=r"^https://sqs\.[a-z0-9-]+\.amazonaws\.com(\.cn)?/\d{12}/[^/]+$"
+    )
+    """AWS: the queue into which the action function puts what it accepted."""
     access: AccessModel = AccessModel()
     lab: LabModel | None = None
     reports: ReportsModel = ReportsModel()
@@ -108,6 +112,8 @@ class CloudModel(StrictModel):
     market: MarketConfig
     areas: tuple[MarketConfig, ...] = ()
     """Further market areas, each with its own participants, rules, journal and ledger."""
+    links: tuple[LinkModel, ...] = ()
+    """Lines between them; without any, no energy flows from one to the other."""
     forecasting: ForecastingConfig = ForecastingConfig()
     grid: GridConfig = GridConfig()
     planning: PlanningConfig = PlanningConfig()
@@ -140,6 +146,7 @@ def load_cloud(path: Path) -> CloudConfig:
         raise ConfigurationError(f"{place(path, 'market', 'time_zone')}: {error}") from error
     try:
         check_areas((model.market, *model.areas))
+        check_links(model.links, (model.market, *model.areas))
         for area in model.areas:
             area.tariff.tariff(area.time_zone).zone()
     except ConfigurationError as error:
@@ -172,6 +179,9 @@ def load_cloud(path: Path) -> CloudConfig:
     weather = model.forecasting.weather
     if weather is not None:
         files["forecasting"] = model.forecasting.model_copy(update={"weather": _placed(base, weather, "key", "file")})
+    if model.grid.openadr is not None:
+        openadr = _placed(base, model.grid.openadr, "client_secret", "ca")
+        files["grid"] = model.grid.model_copy(update={"openadr": openadr})
     if model.a2a is not None:
         files["a2a"] = _a2a(path, model.a2a)
     model = model.model_copy(update=files)

@@ -12,7 +12,7 @@ from wattmesh_a2a.devices import AssetKind
 from wattmesh_a2a.errors import ConfigurationError
 from wattmesh_a2a.tariff import Tariff
 from wattmesh_a2a.tariff_file import TariffModel
-from wattmesh_a2a.transports.mqtt import parse_broker_url
+from wattmesh_a2a.transports.choose import check_broker
 from wattmesh_drivers.factory import ConnectionModel
 from wattmesh_drivers.template import Template, load_template
 
@@ -59,6 +59,9 @@ class DeviceModel(StrictModel):
     )
     idle_below_w: float = Field(default=0, ge=0, description="it cannot hold less than this but 0")
     plane: PlaneModel | None = Field(default=None, description="of an inverter's modules, for early warning")
+    guaranteed_cycles: float | None = Field(
+        default=None, gt=0, description="full cycles that a battery is guaranteed for; most of them made is told"
+    )
     health_percent: float = Field(
         default=100, gt=0, le=100, description="of the rated energy that a battery still holds"
     )
@@ -327,7 +330,7 @@ def load_site(path: Path, base: Path | None = None) -> Site:
     _check_lines(path, model, templates)
     profile = None if model.frequency is None else _check_frequency(path, model, templates)
     try:
-        parse_broker_url(model.messaging.broker)
+        check_broker(model.messaging.broker)
     except ConfigurationError as error:
         raise ConfigurationError(f"{place(path, 'messaging', 'broker')}: {error}") from error
     if model.messaging.signing_key is None and None in {

@@ -60,6 +60,7 @@ class Dealings:
         counts: What became of orders and dispatches, by name.
         spawn: Runs work in the background.
         image: The site at this moment; none before the first cycle.
+        waits_w: Mean power in a time to come (start, end, now) of loads that can wait until it is over.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Dealings:
         counts: Counter[str],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
         image: Callable[[], SiteImage | None],
+        waits_w: Callable[[int, int, int], float] = lambda start_ns, end_ns, now_ns: 0.0,
     ) -> None:
         self._site_id, self._org = site.model.site, site.model.org
         self._market = site.model.market
@@ -87,6 +89,7 @@ class Dealings:
         self._counts = counts
         self._spawn = spawn
         self._image = image
+        self._waits_w = waits_w
         self._market_agent = Address(self._org, CLOUD_UNIT, MARKET_AGENT)
         self._ordered: set[int] = set()
         with db:
@@ -290,7 +293,8 @@ class Dealings:
         stored = self._outlook.stored_wh(image) if image is not None else None
         for agent in self._agents:
             if isinstance(agent, ConsumerAgent):
-                return agent.offer(event, stored)
+                waits = self._waits_w(event.start_ns, event.end_ns, self._clock.utc_ns())
+                return agent.offer(event, stored, waits)
         return DemandResponseOffer(
             event_id=event.id, site_id=self._site_id, offered_w=0, price_ticks=event.price_ticks, baseline_w=0
         )

@@ -29,6 +29,7 @@ from wattmesh_edge.agents.base import SLOT_S, Outlook, SiteAgent
 from wattmesh_edge.agents.consumer import ConsumerAgent
 from wattmesh_edge.agents.flexible import FlexibleAgent
 from wattmesh_edge.agents.producer import ProducerAgent
+from wattmesh_edge.agents.response import called
 from wattmesh_edge.config import Site
 from wattmesh_edge.control import ControlCycle
 from wattmesh_edge.dealings import Dealings
@@ -119,6 +120,7 @@ class Gateway:
             storage=parts.storage_of(batteries),
             trade=model.market is not None and model.market.trade,
             capacity_wh={name: one.rated_energy_wh * one.health for name, one in batteries.items()},
+            export_limit_w=model.connection.export_limit_w,
         )
         self.agents = [
             _AGENTS[name](
@@ -158,6 +160,7 @@ class Gateway:
         self.dealings = Dealings(
             site, self.outlook, self.agents, self.messenger, self._db, self._memory, clock,
             counts=self.counts, spawn=self._spawn, image=lambda: self.control.image,
+            waits_w=self._flexible.waits_w,
         )  # fmt: skip
         self.plans = PlanInbox(
             self.site_id, self.outlook, self.messenger, self._memory, clock, image=lambda: self.control.image
@@ -168,7 +171,9 @@ class Gateway:
             self.site_id, self.drivers, lambda: self.frequency.reflex, site.state / "events", self.messenger, self._spawn,
             flash=lambda device: FlashWrites(self._db, device), utc_ns=clock.utc_ns,
         ).register()  # fmt: skip
-        self._maintenance = Maintenance(self.site_id, self.drivers, self._maker, parts.planes(site), self._db)
+        self._maintenance = Maintenance(
+            self.site_id, self.drivers, self._maker, parts.planes(site), self._db, parts.guaranteed_cycles(site)
+        )
         self.reporter = Reporter(
             site, self.control, self.outbox, self.messenger, self.frequency, self._db,
             counts=self.counts, clock=clock, plan_source=self._plan_source, flexible=self._flexible.needs(),
@@ -267,7 +272,7 @@ class Gateway:
             except sqlite3.Error as error:
                 self.counts["outbox_failures"] += 1
                 log.debug("the outbox cannot be read now: %s", error)
-            await asyncio.sleep(0.1)
+            await self.uplink.rest()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -364,6 +369,8 @@ class Gateway:
         self.dealings.prune(now_ns)
 
     def _planned_load_w(self, device: str, utc_ns: int) -> float | None:
+        if called(self.outlook, utc_ns):
+            return 0.0  # what was promised for demand response: whoever can wait does
         return self.plans.load_w(device, utc_ns)
 
     def _plan_source(self, now_ns: int) -> str:

@@ -11,6 +11,7 @@ import re
 import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median
 
 from wattmesh_a2a.alarms import Alarm, Severity
 from wattmesh_a2a.devices import AssetKind
@@ -18,6 +19,7 @@ from wattmesh_drivers.driver import Driver
 
 from wattmesh_edge.change import Change, baseline_of, find_change, values_between_false_alarms
 from wattmesh_edge.image import ImageMaker
+from wattmesh_edge.signs import Resistance, imbalance, voltage_unbalance
 from wattmesh_edge.sun import Plane, clear_sky_share
 
 DAY_NS = 86_400_000_000_000
@@ -30,6 +32,8 @@ _SUNNY = 0.3
 _NOON = 0.8
 _SWING_PERCENT = 30.0
 """Smallest move of the state of charge that tells of the capacity."""
+_LIFE_TOLD = 0.8
+"""Share of the guaranteed cycles from which on the owner hears of it."""
 _ONE_WAY = 0.95
 """Of a battery's energy; only its constancy matters."""
 
@@ -76,6 +80,25 @@ FEATURES: Mapping[str, Feature] = {
         severity=Severity.WARNING,
         advice="check the fan, clean its filter, and give the device air; heat ages it and cuts its power",
     ),
+    "resistance": Feature(
+        text="internal resistance at 25 °C", unit="mΩ", down=False, relative=True, floor=0.04, least=0.20, days=1, first=21,
+        severity=Severity.WARNING,
+        advice="have the cell voltages under load and the terminals' torque checked; a hot or loose terminal is a fire hazard",
+    ),
+    "cycling": Feature(
+        text="full cycles a day", unit="", down=False, relative=False, floor=0.2, least=1.0, days=1, first=21,
+        severity=Severity.INFO,
+        advice="see with wattmesh why what moves the battery so often: two controllers against each other age it for nothing",
+    ),
+    "phases": Feature(
+        text="imbalance of the phases' powers", unit="", down=False, relative=False, floor=0.01, least=0.08, days=1, first=14,
+        severity=Severity.WARNING, advice="check the device's AC fuses and terminals phase by phase, and its own messages",
+    ),
+    "voltages": Feature(
+        text="unbalance of the phases' voltages", unit="", down=False, relative=False, floor=0.003, least=0.012, days=1,
+        first=14, severity=Severity.CRITICAL,
+        advice="have the neutral conductor and the main terminals checked soon: a loose neutral puts dangerous voltages on devices",
+    ),
     "failures": Feature(
         text="polls without an answer", unit="", down=False, relative=False, floor=0.004, least=0.02, days=1, first=14,
         severity=Severity.INFO, advice="check cable, terminator and plugs of the bus, or the network's reception at the device",
@@ -93,6 +116,11 @@ class _Day:
     coolest: float | None = None
     hot: list[float] = field(default_factory=list)
     capacities: list[float] = field(default_factory=list)
+    resistance: Resistance = field(default_factory=Resistance)
+    through_wh: float = 0.0
+    """Energy into and out of a battery."""
+    imbalances: list[float] = field(default_factory=list)
+    unbalances: list[float] = field(default_factory=list)
     polls: int = 0
     failed: int = 0
 
@@ -115,6 +143,7 @@ class Maintenance:
         maker: Reads good and fresh values.
         planes: Where each inverter's modules look; without one its yield is not watched.
         db: The gateway's database: a value a day, device and feature.
+        guaranteed_cycles: Full cycles of each battery's guarantee, where it is known.
     """
 
     def __init__(
@@ -124,7 +153,9 @@ class Maintenance:
         maker: ImageMaker,
         planes: Mapping[str, Plane],
         db: sqlite3.Connection,
+        guaranteed_cycles: Mapping[str, float] | None = None,
     ) -> None:
+        self._guaranteed = guaranteed_cycles or {}
         self._site = site_id
         self._drivers = drivers
         self._maker = maker
@@ -142,6 +173,9 @@ class Maintenance:
             db.execute(
                 "CREATE TABLE IF NOT EXISTS health (device TEXT, feature TEXT, day INTEGER, value REAL NOT NULL,"
                 " PRIMARY KEY (device, feature, day)) WITHOUT ROWID"
+            )
+            db.execute(
+                "CREATE TABLE IF NOT EXISTS cycled (device TEXT PRIMARY KEY, cycles REAL NOT NULL) WITHOUT ROWID"
             )
         for alarm in self._found(0):
             self.alarms[alarm.id] = alarm
@@ -177,6 +211,8 @@ class Maintenance:
                 self._inverter(name, driver, day, now_ns, limited=limited)
             elif driver.asset.kind is AssetKind.BATTERY:
                 self._battery(name, day, now_ns, hours)
+                self._cells(name, driver, day, now_ns, hours)
+            self._phases(name, driver, day, now_ns)
             self._warmth(name, driver, day, now_ns)
         return changed
 
@@ -224,6 +260,41 @@ class Maintenance:
         if (soc - swing.to_percent) * (swing.to_percent - swing.from_percent) >= 0:
             swing.to_percent = soc
 
+    def _cells(self, name: str, driver: Driver, day: _Day, now_ns: int, hours: float) -> None:
+        """Resistance and cycles."""
+        read = self._maker.read
+        soc, power, rated = (
+            read(name, "soc_percent", now_ns),
+            read(name, "active_power_w", now_ns),
+            driver.asset.rated_power_w,
+        )
+        if soc is None or power is None or not rated:
+            return
+        if hours <= 0.5:
+            day.through_wh += abs(power) * hours
+        volts, amperes = read(name, "dc_voltage_v", now_ns), read(name, "dc_current_a", now_ns)
+        if amperes is not None and volts is not None and abs(power) > 0.05 * rated:
+            amperes = (
+                abs(amperes) if power > 0 else -abs(amperes)
+            )  # templates agree on the power's sign, not on the current's
+        day.resistance.take(now_ns, volts, amperes, soc, read(name, "temperature_battery_degc", now_ns), rated)
+
+    def _phases(self, name: str, driver: Driver, day: _Day, now_ns: int) -> None:
+        read, kind, rated = self._maker.read, driver.asset.kind, driver.asset.rated_power_w
+        if kind is AssetKind.METER:
+            found = voltage_unbalance([read(name, f"voltage_l{phase}_v", now_ns) for phase in (1, 2, 3)])
+            if found is not None:
+                day.unbalances.append(found)
+        elif kind in {AssetKind.INVERTER, AssetKind.BATTERY} and rated:
+            powers = [read(name, f"active_power_l{phase}_w", now_ns) for phase in (1, 2, 3)]
+            if None in powers:
+                amperes = [read(name, f"current_l{phase}_a", now_ns) for phase in (1, 2, 3)]
+                volts = [read(name, f"voltage_l{phase}_v", now_ns) for phase in (1, 2, 3)]
+                powers = [None if a is None or v is None else abs(a) * v for a, v in zip(amperes, volts, strict=True)]
+            found = imbalance(powers, rated)
+            if found is not None:
+                day.imbalances.append(found)
+
     def _warmth(self, name: str, driver: Driver, day: _Day, now_ns: int) -> None:
         rated = driver.asset.rated_power_w
         for point in ("temperature_cabinet_degc", "temperature_battery_degc"):
@@ -251,13 +322,36 @@ class Maintenance:
                 rows.append((name, "capacity", sorted(day.capacities)[len(day.capacities) // 2]))
             if len(day.hot) >= 4 and day.coolest is not None:
                 rows.append((name, "warmth", sum(day.hot) / len(day.hot) - day.coolest))
+            energy = self._drivers[name].asset.rated_energy_wh
+            if energy and day.through_wh:
+                rows.append((name, "cycling", day.through_wh / 2 / energy))
+            if (milliohms := day.resistance.value()) is not None and milliohms > 0:
+                rows.append((name, "resistance", milliohms))
+            if len(day.imbalances) >= 20:
+                rows.append((name, "phases", median(day.imbalances)))
+            if len(day.unbalances) >= 20:  # the worst hours of a day tell: a loose neutral shows under load
+                rows.append((name, "voltages", sorted(day.unbalances)[int(0.95 * len(day.unbalances))]))
             if day.polls >= 60:
                 rows.append((name, "failures", day.failed / day.polls))
         self._db.executemany(
             "INSERT OR REPLACE INTO health VALUES (?, ?, ?, ?)",
             [(name, one, self._day, value) for name, one, value in rows],
         )
-        self._db.execute("DELETE FROM health WHERE day < ?", (self._day - KEEP_DAYS,))
+        old = self._day - KEEP_DAYS
+        self._db.execute(
+            "INSERT INTO cycled SELECT device, SUM(value) FROM health WHERE feature = 'cycling' AND day < ? GROUP BY device"
+            " ON CONFLICT (device) DO UPDATE SET cycles = cycles + excluded.cycles",
+            (old,),
+        )
+        self._db.execute("DELETE FROM health WHERE day < ?", (old,))
+
+    def cycles(self, battery: str) -> float:
+        """Equivalent full cycles of a battery since it is watched, the running day left out."""
+        row = self._db.execute(
+            "SELECT COALESCE(SUM(value), 0) FROM health WHERE device = ? AND feature = 'cycling'", (battery,)
+        ).fetchone()
+        kept = self._db.execute("SELECT cycles FROM cycled WHERE device = ?", (battery,)).fetchone()
+        return float(row[0]) + (float(kept[0]) if kept else 0.0)
 
     # -- what the days together tell
 
@@ -282,6 +376,29 @@ class Maintenance:
             change = detect(values, model)
             if change is not None:
                 alarms.append(self._alarm(device, feature, model, change, days, now_ns))
+        return alarms + self._worn(now_ns)
+
+    def _worn(self, now_ns: int) -> list[Alarm]:
+        """Batteries that have made most of the cycles they are guaranteed for."""
+        alarms = []
+        for battery, life in self._guaranteed.items():
+            share = self.cycles(battery) / life
+            if share < _LIFE_TOLD:
+                continue
+            severity = Severity.WARNING if share >= 1 else Severity.INFO
+            alarms.append(
+                Alarm(
+                    id=f"{self._site}-{battery}-cycle-life-{'over' if share >= 1 else 'near'}",
+                    site_id=self._site,
+                    asset_id=battery,
+                    severity=severity,
+                    text=(
+                        f"{battery}: {share * life:.0f} full cycles counted, {100 * share:.0f} % of the {life:g} that it is "
+                        f"guaranteed for. Have its capacity measured while the guarantee holds, and plan for its replacement."
+                    ),
+                    raised_ns=now_ns or (self._day + 1) * DAY_NS,
+                )
+            )
         return alarms
 
     def _alarm(

@@ -15,7 +15,8 @@ from wattmesh_a2a.devices import AssetKind
 from wattmesh_a2a.envelope import GATEWAY_AGENT, Address
 from wattmesh_a2a.signing import KeyRing, Signer
 from wattmesh_a2a.topics import Topics
-from wattmesh_a2a.transports.mqtt import MqttTransport
+from wattmesh_a2a.transports.base import Transport
+from wattmesh_a2a.transports.choose import transport_for
 from wattmesh_drivers.driver import Driver
 from wattmesh_drivers.factory import create_driver
 from wattmesh_drivers.modbus.line import LinePool
@@ -59,10 +60,10 @@ def make_drivers(site: Site, clock: Clock, db: sqlite3.Connection, lines: LinePo
     }
 
 
-def make_transport(site: Site) -> MqttTransport:
+def make_transport(site: Site) -> Transport:
     """The way to the broker of the site file."""
     messaging = site.model.messaging
-    return MqttTransport(
+    return transport_for(
         messaging.broker,
         str(gateway_address(site)),
         ca=messaging.ca,
@@ -76,7 +77,7 @@ def gateway_address(site: Site) -> Address:
     return Address(site.model.org, site.model.site, GATEWAY_AGENT)
 
 
-def make_messenger(site: Site, transport: MqttTransport, clock: Clock) -> Delivery:
+def make_messenger(site: Site, transport: Transport, clock: Clock) -> Delivery:
     """Messages to and from the cloud, each in effect once."""
     return Delivery(
         transport,
@@ -86,6 +87,7 @@ def make_messenger(site: Site, transport: MqttTransport, clock: Clock) -> Delive
         keys=make_keys(site),
         store=SqliteDedupe(site.state / "answers.sqlite"),
         dead=DeadLetters(site.state / "dead.sqlite"),
+        figures=True,
         peer_requests_per_s=PEER_REQUESTS_PER_S,
     )
 
@@ -197,6 +199,11 @@ def planes(site: Site) -> dict[str, Plane]:
         for device in site.model.devices
         if device.plane is not None
     }
+
+
+def guaranteed_cycles(site: Site) -> dict[str, float]:
+    """Full cycles of each battery's guarantee, as far as the site file says it."""
+    return {one.id: one.guaranteed_cycles for one in site.model.devices if one.guaranteed_cycles is not None}
 
 
 def storage_of(batteries: Mapping[str, BatteryLimits]) -> Storage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,8 +15,10 @@ from wattmesh_a2a.messenger import Messenger
 
 from wattmesh_edge.outbox import Outbox
 
-_AT_ONCE = 8
-"""Batches that are read from disk together: reading a whole window would hold up a control cycle."""
+_AT_ONCE = 4
+"""Batches that are read from disk together: reading a whole window would hold up a control cycle, and what is live meanwhile."""
+PAUSE_S = 0.1
+"""Between two looks at the outbox, but for what is live, which is sent at once."""
 _MOST_SAMPLES = 30_000
 """In one batch: even what hardly compresses (3 bytes a sample) stays below what one message may have."""
 
@@ -68,6 +71,9 @@ class Uplink:
         self._sent: dict[tuple[str, int], float] = {}
         self.sent = 0
         self.acknowledged = 0
+        self._live = asyncio.Event()
+        self._progress = False
+        outbox.on_sealed = self._live.set
         messenger.on_request(TelemetryAck, self._on_ack, idempotent=True)
         messenger.on_request(TelemetryResend, self._on_resend, idempotent=True)
 
@@ -79,6 +85,7 @@ class Uplink:
         room = self._profile.window - len(self._sent)
         if room <= 0:
             return
+        self._progress = False
         for number, batch in enumerate(self._outbox.pending(min(room, _AT_ONCE), skip=frozenset(self._sent))):
             key = batch.stream, batch.sequence
             self._sent[key] = now  # before it is sent: its acknowledgement may be quicker than our own return
@@ -88,7 +95,15 @@ class Uplink:
                 self._sent.pop(key, None)
                 return
             self.sent += 1
+            self._progress = True
             await asyncio.sleep(0)  # a control cycle that is due comes before the next batch
+
+    async def rest(self) -> None:
+        """Until there may be something to send: at once when a batch was made, else after a pause, a short one with a backlog."""
+        room = len(self._sent) < self._profile.window and self._outbox.waiting() > len(self._sent)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._live.wait(), PAUSE_S / 5 if room and self._progress else PAUSE_S)
+        self._live.clear()
 
     async def drain(self, timeout_s: float) -> bool:
         """Send until nothing waits or the real time is over; returns whether nothing waits."""
@@ -105,7 +120,7 @@ class Uplink:
         assert isinstance(ack, TelemetryAck)
         if envelope.source.unit != CLOUD_UNIT:
             raise UnauthorisedError(f"{envelope.source} may not acknowledge telemetry")
-        self._outbox.acknowledge(ack.stream, ack.sequences)
+        await asyncio.to_thread(self._outbox.acknowledge, ack.stream, ack.sequences)
         for sequence in ack.sequences:
             if self._sent.pop((ack.stream, sequence), None) is not None:
                 self.acknowledged += 1

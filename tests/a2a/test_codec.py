@@ -105,3 +105,19 @@ def test_numbers_and_texts_that_no_store_takes_are_refused(field):
 def test_characters_beyond_the_first_plane_pass():
     one = Acknowledged(detail="☀ 🔋")
     assert codec.parse_record(codec.record_line(one)) == one
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (5.0, "5"),
+        (-0.0, "0"),
+        (9007199254740994.0, "9007199254740994"),
+        (1e16, "10000000000000000"),
+        (0.1, "0.1"),
+        (1e-7, "1e-7"),
+    ],
+    ids=["whole", "minus zero", "beyond 2^53", "sixteen zeros", "a tenth", "tiny"],
+)
+def test_numbers_stand_as_ecmascript_writes_them(value, text):
+    assert codec.canonical({"a": [{"b": value}]}) == f'{{"a":[{{"b":{text}}}]}}'.encode()

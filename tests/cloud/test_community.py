@@ -1,8 +1,5 @@
 """The community's plan: feasible whatever comes, and shared so that nobody exports what a neighbour needs."""
 
-import importlib
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -60,25 +57,3 @@ def test_shares_keep_every_limit_and_the_total_and_never_pass_each_other(seed):
     assert power.sum() == pytest.approx(possible)
     before, after = np.maximum(net, 0).sum(), np.maximum(net + power, 0).sum()
     assert after <= before + max(0.0, total) + 1e-9
-
-
-@pytest.mark.parametrize("corrected", [False, True])
-def test_the_benchmark_does_not_look_ahead(monkeypatch, corrected):
-    """What is done before hour ``cut`` is the same whatever load and carbon turn out to be from it on."""
-    folder = Path(__file__).parents[2] / "benchmarks"
-    monkeypatch.syspath_prepend(str(folder))
-    community = importlib.import_module("community")
-    rng = np.random.default_rng(5)
-    hours, cut = 120, 70
-    net, price, carbon = rng.uniform(-2, 3, (hours, 5)), np.tile(weights().energy, 5), rng.uniform(0.1, 0.3, hours)
-    quantiles = np.sort(rng.normal(2, 3, (hours, 24, 9)), axis=2)
-    results = []
-    for factor in (1.0, 2.0):
-        later, dirty = net.copy(), carbon.copy()
-        later[cut:] *= factor
-        dirty[cut:] *= factor
-        # the battery's power, as the load itself is part of the result
-        results.append(community.play(later, price, dirty, quantiles, corrected)[0] - later)
-    same = [bool(np.allclose(one, other)) for one, other in zip(*results, strict=True)]
-    assert all(same[: cut if corrected else cut + 1])
-    assert not all(same[cut:])

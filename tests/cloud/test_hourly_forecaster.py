@@ -117,6 +117,49 @@ def test_a_home_without_pv_for_months_gets_none_and_one_without_load_stays_finit
     assert issued["load"].values.max() < 0.1
 
 
+@pytest.mark.parametrize("quantity", ["load", "pv"])
+def test_a_quantity_without_a_reading_for_weeks_is_left_out_and_never_zero(quantity):
+    load, pv, hour, weekday = year()
+    lines = {"load": load.copy(), "pv": pv.copy()}
+    lines[quantity][: 50 * 24] = np.nan
+    never = issue(forecaster(lines["load"], lines["pv"], hour, weekday, 50 * 24, every=61), hour, weekday)
+    other = "pv" if quantity == "load" else "load"
+    assert set(never) == {other}, "without one of them there is no net either"
+    lines = {"load": load.copy(), "pv": pv.copy()}
+    lines[quantity][28 * 24 : 50 * 24] = np.nan
+    made = forecaster(lines["load"], lines["pv"], hour, weekday, 50 * 24, every=61)
+    assert set(issue(made, hour, weekday)) == {other}
+    assert made.unknown == {quantity: "unknown: 0 days of readings in 21"}
+
+
+def test_after_a_gap_of_two_weeks_what_comes_is_as_it_was_and_wide():
+    load, pv, hour, weekday = year()
+    gap = pv.copy()
+    gap[34 * 24 : 48 * 24] = np.nan
+    good = issue(forecaster(load, pv, hour, weekday, 48 * 24, every=61), hour, weekday)
+    bad = issue(forecaster(load, gap, hour, weekday, 48 * 24, every=61), hour, weekday)
+    noon = bad["pv"].values[12]
+    assert noon[2] > 0.4 * good["pv"].values[12][2], "a plant that is not seen is not dark"
+    assert width(bad, "pv") > width(good, "pv")
+    assert bad["pv"].reasons == ("gap: 48 of 48 h",)
+
+
+def test_clocks_that_change_leave_hours_of_the_wall_in_place():
+    """A consumer that follows the clock on the wall: an hour missing in spring, one twice in autumn."""
+    for removed, doubled in ((True, False), (False, True)):
+        load, pv, hour, weekday = year()
+        load = 0.3 * load + 2.0 * (hour == 19)
+        at = 35 * 24 + 2
+        order = np.arange(len(hour))
+        order = np.delete(order, at) if removed else np.insert(order, at, order[at])
+        assert doubled != removed
+        load, pv, hour, weekday = load[order], pv[order], hour[order], weekday[order]
+        made = forecaster(load, pv, hour, weekday, 52 * 24, every=61)
+        coming = 52 * 24 + np.arange(24)
+        issued = made.issue(hour[coming], weekday[coming])
+        assert int(np.argmax(issued["load"].values[:, 2])) == int(np.flatnonzero(hour[coming] == 19)[0])
+
+
 def test_a_day_of_23_and_of_25_hours_is_only_a_calendar():
     load, pv, hour, weekday = year()
     hour, weekday = hour.copy(), weekday.copy()

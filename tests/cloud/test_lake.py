@@ -6,8 +6,10 @@ from array import array
 import pytest
 from wattmesh_a2a.clock import NS_PER_S
 from wattmesh_a2a.errors import UnavailableError
-from wattmesh_a2a.telemetry import ColumnBatch
+from wattmesh_a2a.telemetry import ColumnBatch, RecordBatch, encode_records
 from wattmesh_cloud.lake import FolderStorage, Lake, QueryError, QueryLimits
+from wattmesh_cloud.store.base import Retention
+from wattmesh_cloud.store.sqlite import SqliteStore
 
 DAY_NS = 86_400 * NS_PER_S
 NAMES = ["meter.active_power_w", "battery.soc_percent"]
@@ -228,3 +230,72 @@ def test_storage_contract(storage):
     storage.delete("a/b")
     storage.delete("a/b")
     assert list(storage.names()) == ["c.parquet"]
+
+
+@pytest.fixture
+def told(store, midnight_ns):
+    """Records that came some seconds after midnight."""
+
+    def tell(sequence, second, *lines, site="home-1"):
+        batch = RecordBatch(site_id=site, session="s", stream="records", sequence=sequence, lines=lines)
+        came = midnight_ns + second * NS_PER_S
+        store.append_frames([((site, "records", sequence, came, came, len(lines), encode_records(batch)), [])])
+
+    return tell
+
+
+def test_records_go_to_the_lake_by_the_day_in_which_they_came(storage, store, told, midnight_ns):
+    lake = Lake(storage)
+    told(1, 10, b'{"type":"a"}', b'{"type":"b"}')
+    told(2, 86_399, b'{"type":"c"}')
+    told(3, 86_400, b'{"type":"next day"}')
+    told(1, 5, b'{"type":"x"}', site="home-2")
+    assert lake.catch_up(store, midnight_ns + DAY_NS - 1) == 0
+    assert lake.catch_up(store, midnight_ns + DAY_NS) == 2
+    assert lake.files() == {
+        "records/site=home-1/day=2023-11-15/part.parquet": 3,
+        "records/site=home-2/day=2023-11-15/part.parquet": 1,
+    }
+    assert lake.catch_up(store, midnight_ns + DAY_NS) == 0
+    told(4, 20, b'{"type":"late"}')  # a clock that was set back
+    assert lake.catch_up(store, midnight_ns + DAY_NS) == 1
+    assert lake.files()["records/site=home-1/day=2023-11-15/part.parquet"] == 4
+    assert lake.verify() == []
+    before = lake.entries()
+    assert lake.rebuild() == 2
+    assert lake.entries() == before
+
+
+def test_records_are_read_by_sql(lake, store, told, filled, midnight_ns):
+    assert lake.query("SELECT count(*) FROM records") == [(0,)]
+    told(1, 10, b'{"type":"wattmesh.Alarm","data":{"id":"a1"}}', b'{"type":"other"}')
+    filled()
+    lake.catch_up(store, midnight_ns + 2 * DAY_NS)
+    rows = lake.query(
+        "SELECT site, received_ns, json FROM (SELECT site, received_ns, record AS json FROM records) WHERE json LIKE '%Alarm%'"
+    )
+    assert rows == [("home-1", midnight_ns + 10 * NS_PER_S, '{"type":"wattmesh.Alarm","data":{"id":"a1"}}')]
+    assert lake.query("SELECT count(*) FROM samples") == [(50,)], "each view has its own files"
+
+
+def test_records_leave_the_store_when_the_lake_has_them_and_come_in_no_second_time(lake, tmp_path, midnight_ns):
+    store = SqliteStore(tmp_path / "short.sqlite", Retention(frames_s=86_400, lateness_s=0))
+
+    def tell(sequence, day):
+        batch = RecordBatch(site_id="home-1", session="s", stream="records", sequence=sequence, lines=(b"{}",))
+        came = midnight_ns + day * DAY_NS
+        return store.append_frames([(("home-1", "records", sequence, came, came, 1, encode_records(batch)), [])])
+
+    for day in range(5):
+        tell(day, day)
+    now = midnight_ns + 5 * DAY_NS
+    store.maintain(now)
+    assert len(list(store.raw_records("home-1", 0, now))) == 5, "the lake has nothing yet"
+    lake.catch_up(store, now)
+    store.maintain(now)
+    assert [batch.sequence for _, batch in store.raw_records("home-1", 0, now)] == [4]
+    assert store.sequences("home-1", "records") == (5, 5)
+    assert tell(2, 5) == [False], "known for ever"
+    assert store.gaps("home-1", "records") == []
+    assert sum(lake.files().values()) == 5
+    store.close()

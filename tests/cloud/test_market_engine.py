@@ -117,10 +117,13 @@ def test_a_new_batch_replaces_the_old_one_and_an_empty_one_takes_it_back(engine,
     engine.submit("ann", T, [order(name="a"), order(quantity=10, name="b")], OPEN)
     engine.submit("ann", T, [order(quantity=20, name="c")], OPEN)
     assert [one.client_order_id for one in engine.slots[T].all_orders()] == ["c"]
+    engine.submit("ann", T, [], OPEN)
+    assert engine.slots[T].all_orders() == []
+    engine.submit("ann", T, [order(quantity=20, name="d")], OPEN)
     assert engine.submit("ann", T, [], T) == []
     assert engine.slots[T].all_orders(), "after gate closure nothing is taken back"
     engine.submit("ann", T, [], OPEN)
-    assert engine.slots[T].all_orders() == []
+    assert engine.slots[T].all_orders(), "and the market's time does not go back"
 
 
 def test_a_refused_batch_leaves_the_old_one(engine, order):

@@ -219,8 +219,8 @@ async def test_a_restart_makes_up_for_a_correction_and_rows_that_were_cut_short(
 ):
     first = background(area.service.run())
     await area.book(slot_ns)
-    for name in ("_store_clearing", "_store_settlements"):  # the process ends between journal and store
-        monkeypatch.setattr(area.service, name, lambda slot: None)
+    for name in ("clearing", "settlements"):  # the process ends between journal and store
+        monkeypatch.setattr(area.service._shelf, name, lambda slot: None)
     await clock.advance(3600 + 900)
     for site in ("ann", "cem"):
         area.meter(make_interval, site, slot_ns)
@@ -412,6 +412,6 @@ async def test_trading_products_are_in_the_store_while_they_trade(area, clock, s
     assert (public.id, public.price_ticks, public.quantity_wh) == (trade.id, 3000, 300)
     assert "ann" not in str(seen), "no names"
     puts = []
-    area.service._store = type("Watch", (), {"put": lambda self, table, items: puts.append(items)})()
+    area.service._shelf._store = type("Watch", (), {"put": lambda self, table, items: puts.append(items)})()
     await clock.advance(120)
     assert puts == [], "what has not changed is not written again"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from wattmesh_a2a.clock import NS_PER_S
 from wattmesh_a2a.errors import UnavailableError
-from wattmesh_a2a.telemetry import ColumnBatch, RecordBatch, encode_columns
+from wattmesh_a2a.telemetry import ColumnBatch, RecordBatch, encode_columns, encode_records
 from wattmesh_cloud.store.base import Item, Retention, Table
 from wattmesh_cloud.store.sqlite import SqliteStore
 
@@ -412,6 +412,25 @@ def test_days_are_due_until_the_lake_has_them_in_both_stores(store):
     assert store.days_due(T + 3 * 86_400 * NS_PER_S) == []
     store.append([columns(2, [7], [1.0])], {})
     assert [site for site, _, _ in store.days_due(T + 3 * 86_400 * NS_PER_S)] == ["home-1"]
+
+
+def test_days_of_records_are_due_until_the_lake_has_them(store):
+    day = 86_400 * NS_PER_S
+    start = T - T % day
+
+    def row(sequence, came):
+        return ("home-1", "records", sequence, came, came, 2, encode_records(records(sequence))), []
+
+    store.append_frames([row(1, start + 5), row(2, start + day - 1), row(3, start + day)])
+    assert store.record_days_due(start + day - 1) == []
+    ((site, due, version),) = store.record_days_due(start + day)
+    assert (site, due) == ("home-1", start)
+    held = [(came - start, batch.sequence) for came, batch in store.raw_records("home-1", due, due + day)]
+    assert held == [(5, 1), (day - 1, 2)]
+    store.append_frames([row(4, start + 6)])
+    store.record_day_done(site, due, version)
+    assert [one[1] for one in store.record_days_due(start + day)] == [start], "what came meanwhile is due again"
+    assert store.days_due(start + 9 * day) == [], "of samples there are none"
 
 
 def test_rows_of_many_months_come_in_order_page_by_page(store):

@@ -18,6 +18,7 @@ from wattmesh_a2a.errors import (
     UnauthorisedError,
     UnavailableError,
 )
+from wattmesh_a2a.market import Order, Side
 from wattmesh_a2a.messages import TelemetryAck
 from wattmesh_a2a.signing import KeyRing
 from wattmesh_a2a.transports.base import Inbound
@@ -106,6 +107,16 @@ def test_reads(context, history, midnight_ns, tmp_path):
     assert call(context, "energy-forecast", site_id="bob", quantity="pv_wh")["available"] is False
     assert call(context, "grid-status", **window)[0]["status"] == "normal"
     assert call(context, "weather", site_id="ann") == []
+    hour = 3600 * 1_000_000_000
+    first = context.clock.utc_ns() // hour * hour
+    context.store.put(
+        Table.FORECAST_DATA,
+        [
+            Item(partition="ann#weather", time_ns=first + at * hour, id="hour", data={"temperature_c": 20.0 + at})
+            for at in range(-2, 3)
+        ],
+    )
+    assert [one["temperature_c"] for one in call(context, "weather", site_id="ann")] == [20.0, 21.0, 22.0]
     assert [row["id"] for row in call(context, "trades", **window)] == ["t1", "t0"]
     assert [row["id"] for row in call(context, "trades", TRADER, **window)] == ["t0"], "only its own"
     assert {entry["outcome"] for entry in entries(tmp_path)} == {"done"}
@@ -455,7 +466,93 @@ def test_actions_go_to_the_markets_queue(monkeypatch):
         url = client.create_queue(QueueName="actions.fifo", Attributes=attributes)["QueueUrl"]
         actions = QueuedActions(url, "area-1", client)
         assert asyncio.run(actions.halt("storm"))["accepted"] is True
-        (message,) = client.receive_message(QueueUrl=url)["Messages"]
+        (message,) = client.receive_message(QueueUrl=url, VisibilityTimeout=0)["Messages"]
         assert json.loads(message["Body"]) == {"action": "halt", "reason": "storm"}
         with pytest.raises(UnavailableError):
             asyncio.run(QueuedActions(url + "x", "area-1", client).resume())
+
+
+class Port:
+    """What reaches the market."""
+
+    def __init__(self):
+        self.done, self.away = [], False
+
+    def _note(self, *what):
+        if self.away:
+            raise UnavailableError("the market is being moved")
+        self.done.append(what)
+        return {}
+
+    async def halt(self, reason):
+        return self._note("halt", reason)
+
+    async def resume(self):
+        return self._note("resume")
+
+    async def suspend(self, site_id, reason):
+        return self._note("suspend", site_id, reason)
+
+    async def reinstate(self, site_id):
+        if site_id == "nobody":
+            raise InvalidMessageError("nobody of this name")
+        return self._note("reinstate", site_id)
+
+    async def order(self, site_id, slot_start_ns, orders):
+        return self._note("order", site_id, slot_start_ns, orders)
+
+
+async def test_what_the_function_accepted_is_done_by_the_market_in_order_and_once(
+    clock, tmp_path, monkeypatch, midnight_ns
+):
+    """Both ends of the queue on moto: every action that the tools have, a market that is away, and what is no action."""
+    moto = pytest.importorskip("moto")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    with moto.mock_aws():
+        import boto3
+        from wattmesh_cloud.aws.actions import ActionQueue
+        from wattmesh_cloud.tools.lambdas import QueuedActions
+
+        client = boto3.client("sqs", region_name="eu-central-1")
+        dead = client.create_queue(QueueName="dead.fifo", Attributes={"FifoQueue": "true"})["QueueUrl"]
+        arn = client.get_queue_attributes(QueueUrl=dead, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+        attributes = {
+            "FifoQueue": "true", "ContentBasedDeduplication": "true", "VisibilityTimeout": "0",
+            "RedrivePolicy": json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": 3}),
+        }  # fmt: skip
+        url = client.create_queue(QueueName="actions.fifo", Attributes=attributes)["QueueUrl"]
+        far, port, audit = QueuedActions(url, "area-1", client), Port(), AuditLog(tmp_path / "audit.log")
+        near = ActionQueue(url, port, audit, clock, client)
+        order = Order(
+            client_order_id="o1", participant_id="ann", area_id="", slot_start_ns=midnight_ns, side=Side.BUY,
+            quantity_wh=500, price_ticks=-20,
+        )  # fmt: skip
+        await far.halt("storm")
+        await far.resume()
+        await far.suspend("ann", "does not pay")
+        await far.reinstate("ann")
+        await far.reinstate("nobody")
+        await far.order("ann", midnight_ns, (order,))
+        port.away = True
+        assert await near.step(0) == 0
+        port.away = False
+        while await near.step(0):
+            pass
+        assert port.done == [
+            ("halt", "storm"), ("resume",), ("suspend", "ann", "does not pay"), ("reinstate", "ann"),
+            ("order", "ann", midnight_ns, (order,)),
+        ]  # fmt: skip
+        for number, body in enumerate(
+            ("no json", "[]", '{"action": "open-the-safe"}', '{"action": "order", "site": "ann"}')
+        ):
+            client.send_message(QueueUrl=url, MessageBody=body, MessageGroupId=f"g{number}")
+        for _ in range(40):
+            await near.step(0)
+        assert len(port.done) == 5
+        held = client.get_queue_attributes(QueueUrl=dead, AttributeNames=["ApproximateNumberOfMessages"])["Attributes"]
+        assert held["ApproximateNumberOfMessages"] == "4", "somebody sees them there"
+        audit.close()
+    outcomes = [json.loads(line)["outcome"] for line in (tmp_path / "audit.log").read_text().splitlines()]
+    assert outcomes[:7] == ["failed", "done", "done", "done", "done", "refused", "done"]
+    assert set(outcomes[7:]) == {"refused"}

@@ -19,6 +19,11 @@ from wattmesh_edge.sun import Plane, clear_sky_share
         ("string", 100, {"strings": False}),
         ("fade", 160, {}),
         ("fan", 14, {}),
+        ("resistance", 240, {}),
+        ("phase", 7, {"days": 140}),
+        ("neutral", 7, {"days": 140}),
+        ("cycling", 14, {"days": 140}),
+        ("bus", 14, {"days": 140}),
     ],
 )
 def test_what_ages_is_found(fault, at_most_days, more):
@@ -90,3 +95,55 @@ def test_what_is_watched_goes_on_over_a_restart(tmp_path):
     again = Maintenance("home", devices, maker, {}, db)
     (alarm,) = again.alarms.values()
     assert "-15 % against 1e+04 before" in alarm.text
+
+
+def test_a_battery_hears_of_its_guarantee_before_it_ends(tmp_path):
+    from aging_fleet import BATTERY, Device
+    from wattmesh_edge.image import ImageMaker
+
+    devices = {"battery": Device("battery", AssetKind.BATTERY, BATTERY, 3000.0, 10_000.0)}
+    meter = {"meter": Device("meter", AssetKind.METER, ("active_power_w",), None)}
+    maker = ImageMaker({**devices, **meter}, "meter", 300.0)
+    db = sqlite3.connect(tmp_path / "db")
+    watch = Maintenance("home", devices, maker, {}, db, {"battery": 1000.0})
+
+    def alarms():
+        return list(Maintenance("home", devices, maker, {}, db, {"battery": 1000.0}).alarms.values())
+
+    db.executemany("INSERT INTO health VALUES ('battery', 'cycling', ?, 1.0)", [(day,) for day in range(700)])
+    assert alarms() == []
+    db.executemany("INSERT INTO health VALUES ('battery', 'cycling', ?, 1.0)", [(day,) for day in range(700, 850)])
+    (alarm,) = alarms()
+    assert "850 full cycles counted, 85 % of the 1000" in alarm.text
+    assert alarm.severity == "info"
+    watch._day = 2000  # what is older than the table is kept as a sum
+    watch._close_day()
+    assert watch.cycles("battery") == 850
+    watch._close_day()
+    assert watch.cycles("battery") == 850
+    db.executemany("INSERT INTO health VALUES ('battery', 'cycling', ?, 1.0)", [(day,) for day in range(1500, 1700)])
+    assert {one.severity for one in alarms()} == {"warning"}
+
+
+def test_small_signs():
+    from wattmesh_edge.signs import Resistance, imbalance, voltage_unbalance
+
+    assert imbalance([-1000, -1000, -1000], 4000) == 0
+    assert imbalance([-1500, -1500, 0.0], 4000) == pytest.approx(1.0)
+    assert imbalance([-1500, None, 0.0], 4000) is None
+    assert imbalance([-10, -10, -40], 4000) is None, "too little to say"
+    assert voltage_unbalance([230, 230, 236.9]) == pytest.approx(0.0198, abs=1e-3)
+    assert voltage_unbalance([230, 0.0, 230]) is None
+    cells = Resistance()
+    for step in range(12):
+        amperes = 50.0 * (step % 2)
+        cells.take(step * 60 * 10**9, 51 + 0.04 * amperes, amperes, 50.0, 25.0, 3000.0)
+    assert cells.value() == pytest.approx(40.0)
+    cold = Resistance()
+    for step in range(12):
+        cold.take(step * 60 * 10**9, 51 + 2.0 * (step % 2), 50.0 * (step % 2), 50.0, 5.0, 3000.0)
+    assert cold.value() is None
+    slow = Resistance()
+    for step in range(12):
+        slow.take(step * 900 * 10**9, 51 + 2.0 * (step % 2), 50.0 * (step % 2), 50.0, 25.0, 3000.0)
+    assert slow.value() is None, "samples too far apart are no step"

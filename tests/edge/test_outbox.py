@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 from array import array
@@ -128,6 +129,85 @@ def test_past_its_bound_the_oldest_go_and_are_counted(tmp_path):
     assert outbox.counters()["dropped.points"] == dropped * 8
     assert outbox.counters()["measured.points"] == 8000
     assert min(one.sequence for one in outbox.pending(10_000)) == dropped
+
+
+def test_measurements_go_by_age_and_records_stay(tmp_path):
+    outbox = make(tmp_path, keep_days=1.0)
+    hour = 3600 * 10**9
+    for number in range(4 * 150):
+        outbox.add_row(10**18 + number * hour // 4, [array("d", [1.0]), array("d", [2.0])], [b"\0", b"\0"])
+        if number == 3:
+            outbox.add_record(b'{"type":"x","data":1}')
+    while outbox.bound():
+        pass
+    kept = outbox.pending(10_000, newest_first=False)
+    points = [decode(one.frame) for one in kept if one.stream == POINTS]
+    newest = points[-1].times_ns[-1]
+    assert newest - 24 * hour - 51 * hour <= points[0].times_ns[-1], "a day before the middle of the newest hundred"
+    assert len(points) < 120
+    assert [one.stream for one in kept].count(RECORDS) == 1
+    assert outbox.waiting() == len(kept)
+    assert outbox.counters()["dropped.points"] == (150 - len(points)) * 8
+
+
+@pytest.mark.parametrize("jump_days", [-20_000, 20_000])
+def test_a_clock_that_jumps_drops_nothing(tmp_path, jump_days):
+    outbox = make(tmp_path, keep_days=1.0)
+    for number in range(4 * 150):
+        away = jump_days * 86_400 * 10**9 if 500 <= number < 600 else 0
+        outbox.add_row(10**18 + number * 10**9 + away, [array("d", [1.0]), array("d", [2.0])], [b"\0", b"\0"])
+    assert outbox.bound() == 0
+
+
+def test_records_go_last_when_there_is_no_room(tmp_path):
+    outbox = make(tmp_path, keep_bytes=90_000)
+    for number in range(200):
+        outbox.add_record(b'{"type":"x","data":"%s"}' % (b"%d" % number * 100))
+        outbox.seal()
+    for number in range(2000):
+        add(outbox, number)
+    while outbox.bound():
+        pass
+    kept = outbox.pending(10_000)
+    assert [one.stream for one in kept].count(RECORDS) in range(1, 201)
+    assert [one.stream for one in kept].count(POINTS) == 0 or [one.stream for one in kept].count(RECORDS) == 200
+    assert outbox.counters()["dropped.points"] > 0
+
+
+def test_a_database_that_takes_nothing_costs_bounded_memory_and_no_number_twice(tmp_path):
+    outbox = make(tmp_path)
+    for number in range(8):
+        add(outbox, number)
+    outbox._db.execute("PRAGMA query_only=1")
+    failures = 0
+    for number in range(8, 2008):
+        try:
+            add(outbox, number)
+        except sqlite3.OperationalError:
+            failures += 1
+    assert failures == 500, "tried with every fourth row, not with each"
+    assert len(outbox._rows) == 600
+    outbox._db.execute("PRAGMA query_only=0")
+    outbox.seal()
+    found, sequences = rows_of(outbox)
+    assert found == [*range(8), *range(1408, 2008)]
+    assert len(set(sequences)) == len(sequences)
+    assert outbox.counters()["dropped.points"] == 2 * 1400
+
+
+def test_a_database_of_an_older_version_is_taken_over(tmp_path):
+    db = sqlite3.connect(tmp_path / "outbox.sqlite")
+    db.execute(
+        "CREATE TABLE batches (stream TEXT, sequence INTEGER, frame BLOB, records INTEGER, UNIQUE (stream, sequence))"
+    )
+    db.execute("INSERT INTO batches VALUES ('points', 0, x'00', 1)")
+    db.commit()
+    db.close()
+    outbox = make(tmp_path)
+    assert outbox.waiting() == 1
+    assert outbox.bound() == 0, "its age is not known, so it is not too old"
+    outbox.acknowledge(POINTS, [0])
+    assert outbox.waiting() == 0
 
 
 @pytest.mark.parametrize("name", ["outbox.sqlite"])

@@ -49,7 +49,7 @@ def whole():
         "rated_power_w: 4000}",
         "rated_power_w: 4000, plane: {latitude_deg: 34, longitude_deg: -118, tilt_deg: 20, azimuth_deg: 180}}",
     )
-    text = text.replace("rated_energy_wh: 6400}", "rated_energy_wh: 6400, health_percent: 95}")
+    text = text.replace("rated_energy_wh: 6400}", "rated_energy_wh: 6400, health_percent: 95, guaranteed_cycles: 6000}")
     text = text.replace("  # phase_limit_w: 5750", "  phase_limit_w: 15750").replace(
         "  # peak_limit_w", "  peak_limit_w"
     )

@@ -1,11 +1,13 @@
 """What the gateway sends, forgets, and sends again when the cloud misses it."""
 
+import asyncio
 from array import array
 
 import pytest
 from wattmesh_a2a.envelope import Address
 from wattmesh_a2a.errors import UnauthorisedError
 from wattmesh_a2a.messages import TelemetryAck, TelemetryHeld, TelemetryResend
+from wattmesh_a2a.telemetry import decode
 from wattmesh_edge.outbox import POINTS, Outbox
 from wattmesh_edge.uplink import Uplink
 
@@ -39,6 +41,8 @@ async def test_what_the_cloud_misses_is_sent_again_at_once(outbox):
     messenger = Messenger()
     uplink = Uplink(outbox, messenger, now=lambda: 0.0)
     await uplink.pump()
+    assert len(messenger.sent) == 4, "a few at a time"
+    await uplink.pump()
     assert len(messenger.sent) == 6
     await messenger.handlers[TelemetryAck](Asked(TelemetryAck(stream=POINTS, sequences=(0, 1, 4))))
     await uplink.pump()
@@ -56,3 +60,20 @@ async def test_only_the_cloud_may_ask(outbox):
     Uplink(outbox, messenger, now=lambda: 0.0)
     with pytest.raises(UnauthorisedError):
         await messenger.handlers[TelemetryResend](Asked(TelemetryResend(stream=POINTS, first=0, last=9), "home-2"))
+
+
+async def test_what_is_live_goes_at_once_and_before_the_backlog(outbox, tmp_path):
+    """The pause between two looks ends with a new batch, and the newest batch is the first that is sent."""
+    messenger = Messenger()
+    uplink = Uplink(outbox, messenger)
+    for _ in range(4):
+        await uplink.pump()
+    resting = asyncio.create_task(uplink.rest())
+    await asyncio.sleep(0)
+    outbox.add_row(10**18 + 99 * 10**9, [array("d", [7.0])], [b"\0"])
+    await asyncio.wait_for(resting, 5)
+    await uplink.pump()
+    assert decode(messenger.sent[-1][1]).values[0][0] == 7.0
+    fresh = Uplink(outbox, Messenger())
+    await fresh.pump()
+    assert decode(fresh._messenger.sent[0][1]).values[0][0] == 7.0

@@ -18,19 +18,22 @@ from wattmesh_edge.sun import Plane
 STEP_NS = 15 * 60 * 10**9
 START_DAY = 20_000
 FAULT_DAY = 120
-INVERTER = ("active_power_w", "string_1_power_w", "string_2_power_w", "temperature_cabinet_degc")
-BATTERY = ("active_power_w", "soc_percent")
+PHASES = ("active_power_l1_w", "active_power_l2_w", "active_power_l3_w")
+INVERTER = ("active_power_w", "string_1_power_w", "string_2_power_w", "temperature_cabinet_degc", *PHASES)
+BATTERY = ("active_power_w", "soc_percent", "dc_voltage_v", "dc_current_a", "temperature_battery_degc")
+METER = ("active_power_w", "frequency_hz", "voltage_l1_v", "voltage_l2_v", "voltage_l3_v")
 
 
 class Device:
     """The shape of a driver; the year writes its values."""
 
-    def __init__(self, name, kind, points, rated):
+    def __init__(self, name, kind, points, rated, energy=None):
         self.asset = Asset(
             id=name,
             kind=kind,
             points=tuple(Point(id=one, quantity=one, unit="") for one in points),
             rated_power_w=rated,
+            rated_energy_wh=energy,
         )
         self.values, self.qualities = array("d", [0.0] * len(points)), bytearray([Quality.GOOD] * len(points))
         self.known_times_ns, self.counters = array("q", [0] * len(points)), Counter()
@@ -41,21 +44,23 @@ class Device:
 
 
 def year(seed, fault=None, *, days=365, strings=True):
-    """Alarms of a year: ``[(day of the year, alarm)]``. ``fault``: soiling, string, fade or fan, from day 120 on (fade: from 0)."""
+    """Alarms of a year: ``[(day of the year, alarm)]``. ``fault``: one of :data:`WANTED`, from day 120 on (fade: from 0)."""
     rng = random.Random(f"{seed}-{fault}")
     latitude = rng.uniform(36, 54)
     told = Plane(latitude_deg=latitude, longitude_deg=0, tilt_deg=30, azimuth_deg=180)
     tilt, azimuth = math.radians(30 + rng.uniform(-4, 4)), math.radians(180 + rng.uniform(-8, 8))
     mean_c, swing_c = 22 - 0.25 * latitude + rng.uniform(-3, 3), 9 + rng.uniform(-2, 2)
-    points = INVERTER if strings else (INVERTER[0], INVERTER[3])
+    points = INVERTER if strings else (INVERTER[0], *INVERTER[3:])
     inverter, battery = (
         Device("pv", AssetKind.INVERTER, points, 8000.0),
-        Device("battery", AssetKind.BATTERY, BATTERY, 3000.0),
+        Device("battery", AssetKind.BATTERY, BATTERY, 3000.0, 10_000.0),
     )
-    devices = {"pv": inverter, "battery": battery}
-    maker = ImageMaker(
-        {**devices, "meter": Device("meter", AssetKind.METER, ("active_power_w", "frequency_hz"), None)}, "meter", 300.0
-    )
+    meter = Device("meter", AssetKind.METER, METER, None)
+    devices = {"pv": inverter, "battery": battery, "meter": meter}
+    maker = ImageMaker(devices, "meter", 300.0)
+    milliohms, lean = rng.uniform(30, 60), [rng.gauss(1, 0.006) for _ in range(3)]
+    sides = [rng.gauss(0, 1.0) for _ in range(3)]
+    before_w = 0.0
     watch = Maintenance("home", devices, maker, {"pv": told}, sqlite3.connect(":memory:"))
     soc, weather, alarms = 50.0, 1.0, []
     for day in range(days):
@@ -82,18 +87,56 @@ def year(seed, fault=None, *, days=365, strings=True):
             one, two = power * 0.55, 0.0 if lost else power * 0.45
             power = min(8000.0, one + two)
             cabinet = outside + 6 + fan * (power / 8000) + rng.gauss(0, 0.5)
-            inverter.tell(now, *((-power, one, two, cabinet) if strings else (-power, cabinet)))
+            third = [-power / 3 * part * (1 + rng.gauss(0, 0.01)) for part in lean]
+            if fault == "phase" and day >= FAULT_DAY:
+                third = [third[0] * 1.5, third[1] * 1.5, -0.5]
+            inverter.tell(now, *((-power, one, two, cabinet, *third) if strings else (-power, cabinet, *third)))
+            load = [rng.uniform(100, 1500) for _ in range(3)]
+            swing = 6.0 if fault == "neutral" and day >= FAULT_DAY else 0.6
+            mean_load = sum(load) / 3
+            volts = [
+                231 + side + rng.gauss(0, 0.3) - swing * (one_w - mean_load) / 1000
+                for side, one_w in zip(sides, load, strict=True)
+            ]
+            meter.tell(now, sum(load) - power, 50.0, *volts)
             charge = 2500.0 if 10 <= hour < 15 else -1800.0 if 18 <= hour < 24 else 0.0
             moved = charge * 0.25 * (0.95 if charge > 0 else 1 / 0.95) / capacity * 100
             if not 5 <= soc + moved <= 98:
                 charge = moved = 0.0
             soc += moved
-            battery.tell(now, charge * (1 + rng.gauss(0, 0.01)), float(round(soc)))
+            if (
+                fault == "cycling" and day >= FAULT_DAY and charge == 0.0
+            ):  # two controllers that work against each other
+                charge = 2200.0 if step % 2 else -2200.0
+            cells = 18 + 0.4 * (outside - 18) + rng.gauss(0, 1)
+            grown = 1 + (1.0 * share if fault == "resistance" else 0.05 * share)
+            ohms = milliohms / 1000 * grown * math.exp(-0.018 * (cells - 25))
+
             for device in devices.values():
                 device.counters["polls"] += 900
                 device.counters["failed_polls"] += rng.random() < 0.05
-            alarms += [(day, alarm) for alarm in watch.observe(now) if alarm.cleared_ns is None]
+            if fault == "bus" and day >= FAULT_DAY:
+                battery.counters["failed_polls"] += rng.randrange(70)
+            # A minute before the power moves and a minute after: what a sample a minute sees of a step.
+            for moment, told_w in ((now, before_w), (now + 60 * 10**9, charge)):
+                battery.tell(
+                    moment,
+                    told_w * (1 + rng.gauss(0, 0.01)),
+                    float(round(soc)),
+                    *electric(rng, told_w, soc, ohms),
+                    cells,
+                )
+                inverter.known_times_ns[:] = array("q", [moment] * len(points))
+                meter.known_times_ns[:] = array("q", [moment] * len(METER))
+                alarms += [(day, alarm) for alarm in watch.observe(moment) if alarm.cleared_ns is None]
+            before_w = charge
     return alarms
+
+
+def electric(rng, power_w, soc, ohms):
+    """Voltage and current at a battery's terminals."""
+    amperes = power_w / 52.0
+    return 51.0 + 0.03 * soc + ohms * amperes + rng.gauss(0, 0.03), amperes * (1 + rng.gauss(0, 0.005))
 
 
 def irradiance(latitude, tilt, azimuth, day, hour):
@@ -116,6 +159,11 @@ WANTED = {
     "string": ("string", "yield"),
     "fade": ("between empty and full",),
     "fan": ("warming",),
+    "resistance": ("internal resistance",),
+    "phase": ("phases' powers",),
+    "neutral": ("phases' voltages",),
+    "cycling": ("full cycles a day",),
+    "bus": ("polls without an answer",),
 }
 
 

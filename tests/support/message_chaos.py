@@ -74,6 +74,9 @@ class Answers:
 
         return access
 
+    async def settled(self):
+        self.fuse.step()
+
     @contextlib.contextmanager
     def transaction(self):
         self.fuse.step()

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -25,6 +25,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from wattmesh_a2a.errors import ConfigurationError, UnavailableError
 from wattmesh_a2a.transports.base import Inbound, TransportLimits, matches, unshared
 from wattmesh_a2a.transports.buffered_socket import BufferedSocket
+from wattmesh_a2a.transports.packets import PackedProperties, Published, read_publish
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class MqttTransport:
         self.limits = limits or TransportLimits()
         self._url = url
         self._host, self._port, tls = parse_broker_url(url)
-        self._client = _Client(self._written, client_id)
+        self._client = _Client(self._written, self._on_message, self._on_published, client_id)
         if tls:
             context = ssl.create_default_context(cafile=str(ca) if ca else None)
             if certificate:
@@ -77,8 +78,6 @@ class MqttTransport:
         self._client.max_inflight_messages_set(2 * self.limits.max_in_flight + 20)
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
-        self._client.on_message = self._on_message
-        self._client.on_publish = self._on_publish
         self._client.on_socket_close = self._on_socket_close
         self._loop: asyncio.AbstractEventLoop | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -265,17 +264,14 @@ class MqttTransport:
             raise ConfigurationError(f"{len(payload)} bytes are more than this transport takes")
         if len(self._unacknowledged) >= _QUEUE_AT_MOST:
             raise UnavailableError("too many messages wait for the broker")
-        properties = None
+        properties: Any = None
         if expiry_s is not None or response_topic or correlation_data or user_properties:
-            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho's class has no types
-            if expiry_s is not None:
-                properties.MessageExpiryInterval = expiry_s
-            if response_topic:
-                properties.ResponseTopic = response_topic
-            if correlation_data:
-                properties.CorrelationData = correlation_data
-            for pair in user_properties:
-                properties.UserProperty = pair
+            properties = PackedProperties(
+                expiry_s=expiry_s,
+                response_topic=response_topic,
+                correlation_data=correlation_data,
+                user_properties=user_properties,
+            )
         # Return code 4 means "queued, not connected": paho sends it itself after the reconnect, so it is no failure.
         sent = self._client.publish(topic, payload, qos=qos, retain=retain, properties=properties)
         if qos:
@@ -312,15 +308,14 @@ class MqttTransport:
     ) -> None:
         self._lost(str(reason))
 
-    def _on_message(self, client: paho.Client, userdata: object, message: paho.MQTTMessage) -> None:
-        properties = message.properties
+    def _on_message(self, message: Published, *, retained: bool) -> None:
         inbound = Inbound(
             topic=message.topic,
-            payload=bytes(message.payload),
-            response_topic=getattr(properties, "ResponseTopic", None),
-            correlation_data=getattr(properties, "CorrelationData", None),
-            retained=bool(message.retain),
-            user_properties=tuple(getattr(properties, "UserProperty", ())),
+            payload=message.payload,
+            response_topic=message.response_topic,
+            correlation_data=message.correlation_data,
+            retained=retained,
+            user_properties=message.user_properties,
         )
         for handler in self._handlers_of(message.topic):
             try:
@@ -328,9 +323,7 @@ class MqttTransport:
             except Exception:  # it would leave paho in the middle of a packet
                 log.exception("a handler of %s failed", message.topic)
 
-    def _on_publish(
-        self, client: paho.Client, userdata: object, mid: int, reason: ReasonCode, properties: object
-    ) -> None:
+    def _on_published(self, mid: int) -> None:
         self._unacknowledged.discard(mid)
         for callback in self._room_callbacks:
             callback()
@@ -368,20 +361,54 @@ class MqttTransport:
 
 
 class _Client(paho.Client):
-    """paho with a socket that reads and writes in large pieces (one private method of paho's is overridden for it)."""
+    """paho with a socket that reads and writes in large pieces, and a short way for PUBLISH and PUBACK.
 
-    def __init__(self, written: Callable[[], None], client_id: str) -> None:
+    Four private methods of paho's are overridden for it; everything else of the protocol is paho's.
+    """
+
+    def __init__(
+        self,
+        written: Callable[[], None],
+        message: Callable[..., None],
+        published: Callable[[int], None],
+        client_id: str,
+    ) -> None:
         super().__init__(
             CallbackAPIVersion.VERSION2, client_id=client_id, protocol=paho.MQTTv5, reconnect_on_failure=False
         )
         self.buffered: BufferedSocket | None = None
-        self._handed_over = written
+        self._handed_over, self._message, self._published = written, message, published
 
     def _create_socket(self) -> Any:
         sock = super()._create_socket()
         no_delay(sock)
         self.buffered = BufferedSocket(sock, self._handed_over)  # type: ignore[arg-type]  # never a web socket here
         return self.buffered
+
+    def _handle_publish(self) -> MQTTErrorCode:
+        first = self._in_packet["command"]
+        try:
+            found = read_publish(first, bytes(self._in_packet["packet"]))
+        except ValueError as error:
+            log.warning("the broker sent something that is no PUBLISH: %s", error)
+            return MQTTErrorCode.MQTT_ERR_PROTOCOL
+        self._message(found, retained=bool(first & 1))
+        return self._send_puback(found.packet_id) if found.packet_id else MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def _handle_pubackcomp(self, cmd: Any) -> MQTTErrorCode:
+        packet = self._in_packet["packet"]
+        if len(packet) < 2:
+            return MQTTErrorCode.MQTT_ERR_PROTOCOL
+        mid = int.from_bytes(packet[:2], "big")
+        with self._out_message_mutex:
+            if self._out_messages.pop(mid, None) is None:
+                return MQTTErrorCode.MQTT_ERR_SUCCESS
+            self._inflight_messages -= 1
+            result = MQTTErrorCode.MQTT_ERR_SUCCESS
+            if len(self._out_messages) >= self._max_inflight_messages:  # some wait their turn
+                result = self._update_inflight()
+        self._published(mid)
+        return result
 
 
 def parse_broker_url(url: str) -> tuple[str, int, bool]:

@@ -59,6 +59,8 @@ _SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 1.0)
 _FIRST_SHARE = 0.15
 _SCALE_LIMITS = (0.7, 1.6)
 _FROZEN_H = 6
+_SILENT_DAYS, _LEAST_DAYS = 21, 7
+"""With less known of the last weeks than that a quantity is not forecast: not known is not zero."""
 _SPIKE = 4.0
 """Times the largest value of the 99.5 % before it."""
 
@@ -123,6 +125,8 @@ class HourlyForecaster:
         self._weather = _Table(4)
         self._hour, self._weekday = _Whole(), _Whole()
         self._seasonal = SeasonalQuantiles(self.levels)
+        self.unknown: dict[str, str] = {}
+        """Why a quantity was left out of the last forecast."""
         self._fitted_at = -1
         self._banks: list[list[Bank]] = []
         self._pv_banks: list[Bank] = []
@@ -178,6 +182,8 @@ class HourlyForecaster:
 
     def issue(self, hour: Sequence[int] | Numbers, weekday: Sequence[int] | Numbers) -> dict[str, Quantiles] | None:
         """Forecast the hours that follow what is known; none before the warm-up is over.
+
+        A quantity (and with it the net) of which nearly nothing was metered for weeks is left out; see ``unknown``.
 
         Args:
             hour: Local hour of the day of each coming hour (``leads`` of them).
@@ -378,7 +384,7 @@ class HourlyForecaster:
         wanted = self.known // HOURS + 1
         if wanted <= len(self._clear):
             return
-        rows = []
+        rows: list[Array] = []
         for day in range(len(self._clear), wanted):
             end = day * HOURS
             start = max(0, end - _CLEAR_DAYS * HOURS)
@@ -388,6 +394,8 @@ class HourlyForecaster:
                 seen = values[(hours == hour) & np.isfinite(values)]
                 if len(seen):
                     row[hour] = np.quantile(seen, _CLEAR_LEVEL)
+            if not np.isfinite(values).any():  # nothing known for weeks: the sky as it was seen last
+                row = rows[-1] if rows else self._clear[-1] if len(self._clear) else row
             rows.append(row)
         self._clear = np.concatenate([self._clear, np.array(rows)])
 
@@ -415,8 +423,11 @@ class HourlyForecaster:
         self._note("net", now, middle_net, np.ones(self.leads))
         result = {}
         gaps = {"load": self._load, "pv": self._pv}
+        self.unknown = {name: why for name, column in gaps.items() if (why := column.silence(now)) is not None}
         for name, table in (("load", load_table), ("pv", pv_table), ("net", net_table)):
             columns = [gaps[name]] if name in gaps else list(gaps.values())
+            if any(gaps[one] in columns for one in self.unknown):
+                continue
             reasons = tuple(dict.fromkeys(reason for column in columns for reason in column.reasons(now)))
             scale = self._scale(name, now)
             self._note_spread(name, now, table)
@@ -675,19 +686,29 @@ class _Column:
         self._why[at] = why
 
     def _substitute(self, at: int) -> float:
-        """The mean of the same hour of the last known days; before there are any, the mean of all."""
+        """The mean of the same hour of the last known days; where there are none, what was put there the day before."""
         places = np.arange(at - HOURS, max(-1, at - 15 * HOURS), -HOURS)
         same = self.raw.data[places] if len(places) else np.empty(0)
         same = same[np.isfinite(same)]
         if len(same):
             return float(same.mean())
-        everything = self.raw.data[max(0, at - 28 * HOURS) : at]
+        if at >= HOURS:
+            return float(self.filled.data[at - HOURS])  # after two weeks without: as it was last taken to be
+        everything = self.raw.data[:at]
         everything = everything[np.isfinite(everything)]
         return float(everything.mean()) if len(everything) else 0.0
 
+    def silence(self, now: int) -> str | None:
+        """Why nothing can be said of a quantity: too little of the last weeks is known; none where enough is."""
+        known = np.isfinite(self.raw.data[max(0, now - _SILENT_DAYS * HOURS) : now])
+        if known.sum() >= _LEAST_DAYS * HOURS:
+            return None
+        return f"unknown: {known.sum() // HOURS} days of readings in {_SILENT_DAYS}"
+
     def missing_share(self, now: int) -> float:
-        """Of the last two days."""
-        return float(np.mean(~np.isfinite(self.raw.data[max(0, now - 48) : now])))
+        """Of the last two days, and of the last two weeks on top."""
+        spans = (self.raw.data[max(0, now - back) : now] for back in (48, 14 * HOURS))
+        return float(sum(np.mean(~np.isfinite(span)) for span in spans))
 
     def reasons(self, now: int) -> tuple[str, ...]:
         """What was wrong in the last two days."""

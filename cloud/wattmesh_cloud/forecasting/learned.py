@@ -38,7 +38,7 @@ class LearnedSite:
         self._model = HourlyForecaster(LEVELS, leads=horizon_h + 1)
         self._first_ns = 0
         self._refitted_ns = 0
-        self.reasons: Mapping[str, tuple[str, ...]] = {}
+        self.reasons: dict[str, tuple[str, ...]] = {}
 
     def learn(self, past: Past, now_ns: int) -> None:
         """Take in the hours that are over, and readings that came late."""
@@ -66,6 +66,8 @@ class LearnedSite:
     def predict(self, start_ns: int, slots: int) -> dict[str, Array] | None:
         """Quantiles (``slots`` × levels) in Wh a quarter hour from ``start_ns`` on, by quantity; none while too little is known.
 
+        A quantity that was not metered for weeks is left out.
+
         Energy of an hour is shared among its quarters along a line through its neighbours' medians.
         """
         first = self._first_ns + self._model.known * HOUR_NS
@@ -76,7 +78,12 @@ class LearnedSite:
         if issued is None:
             return None
         self.reasons = {f"{name}_wh": quantiles.reasons for name, quantiles in issued.items()}
-        return {f"{name}_wh": quarters(issued[name].values * 1000)[skip : skip + slots] for name in ("load", "pv")}
+        self.reasons |= {f"{name}_wh": (why,) for name, why in self._model.unknown.items()}
+        return {
+            f"{name}_wh": quarters(issued[name].values * 1000)[skip : skip + slots]
+            for name in ("load", "pv")
+            if name in issued
+        }
 
     def refit_soon(self, now_ns: int) -> bool:
         """Fit anew with the next forecast, at most once a day; whether it will."""

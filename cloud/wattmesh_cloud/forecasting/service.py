@@ -342,7 +342,7 @@ class ForecastingService:
         tables = model.predict(start, self._config.horizon_s // SLOT_S)
         if tables is None:
             return ()
-        return tuple(_forecast(site, quantity, now_ns, start, tables[quantity], model.name) for quantity in QUANTITIES)
+        return tuple(_forecast(site, name, now_ns, start, table, model.name) for name, table in tables.items())
 
     def _chosen(self, site: str, seasonal: tuple[Forecast, ...], rivals: tuple[Forecast, ...]) -> tuple[Forecast, ...]:
         """Of each quantity the forecast of the model in charge; a quantity the seasonal model knows nothing of is left out."""

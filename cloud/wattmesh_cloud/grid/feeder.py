@@ -65,6 +65,8 @@ class Feeder:
 
     def _outward(self, lines: Sequence[Line]) -> list[str]:
         """Nodes from the transformer outwards."""
+        if SOURCE in self.lines:
+            raise ConfigurationError(f"a line leads back to {SOURCE!r}: a feeder is a tree")
         order, known = [], {SOURCE}
         left = list(lines)
         while left:
@@ -72,8 +74,6 @@ class Feeder:
             if not near:
                 raise ConfigurationError(f"node {left[0].end!r} is not connected to {SOURCE!r}")
             for line in near:
-                if line.end in known:
-                    raise ConfigurationError(f"a line leads back to node {line.end!r}: a feeder is a tree")
                 known.add(line.end)
                 order.append(line.end)
             left = [line for line in left if line.end not in known]

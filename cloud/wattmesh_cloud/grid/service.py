@@ -79,7 +79,7 @@ class GridService:
         self._store = store
         self._messenger = messenger
         self._clock = clock
-        self._forecasts = forecasts
+        self.forecasts = self._forecasts = forecasts
         self.address = Address(org, CLOUD_UNIT, GRID_AGENT)
         self.status = GridStatus.NORMAL
         self.status_reason = ""
@@ -91,6 +91,8 @@ class GridService:
         self._tasks: set[asyncio.Task[None]] = set()
         self._warned: dict[str, EarlyWarning] = {}
         self._warned_ns = 0
+        self.further: dict[str, Callable[[], JsonValue]] = {}
+        """Figures of neighbours that belong with ours, by name."""
         self.monitor = AreaMonitor(config.areas, forecasts, measurements)
         self.response = DemandResponse(
             config.demand_response, store, messenger, clock, state, self.address, monitor=self.monitor,
@@ -199,6 +201,7 @@ class GridService:
             "areas": [row_of(one) for one in self.areas()],
             "warnings": [row_of(one) for one in self.warnings()],
             "emergency": self.emergency.view(),
+            **{name: figures() for name, figures in self.further.items()},
         }
 
     # -- the grid's state

@@ -20,6 +20,7 @@ from wattmesh_cloud.store import columns as col
 from wattmesh_cloud.store.base import Store
 
 _MANIFEST = "manifest.json"
+_RECORD_COLUMNS = ("sequence", "line", "received_ns", "record")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +71,11 @@ class Lake:
         for site, day, version in due:
             self.take_day(store, site, day)
             store.day_done(site, day, version)
-        return len(due)
+        told = store.record_days_due(now_ns)
+        for site, day, version in told:
+            self.take_records(store, site, day)
+            store.record_day_done(site, day, version)
+        return len(due) + len(told)
 
     def take_day(self, store: Store, site_id: str, day_ns: int) -> int:
         """Write one site's day (UTC) from the store and from what the lake has of it; returns the rows."""
@@ -105,6 +110,48 @@ class Lake:
             self._write(entries)
         return rows
 
+    def take_records(self, store: Store, site_id: str, day_ns: int) -> int:
+        """Write the records of one site that came in one day (UTC), with those that the lake has of it; returns the rows."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        start = day_ns - day_ns % col.DAY_NS
+        name = _name(site_id, start, "records")
+        entries = self.entries()
+        found: dict[tuple[int, int], tuple[int, str]] = {}
+        if name in entries and (content := self._storage.read(name)) is not None:
+            held = pq.read_table(pa.BufferReader(content)).to_pydict()
+            for sequence, line, came, text in zip(*(held[key] for key in _RECORD_COLUMNS), strict=True):
+                found[sequence, line] = (came, text)
+        for came, batch in store.raw_records(site_id, start, start + col.DAY_NS):
+            for line, text in enumerate(batch.lines):
+                found.setdefault((batch.sequence, line), (came, text.decode("utf-8", "replace")))
+        if not found:
+            return 0
+        keys = sorted(found)
+        table = pa.table(
+            {
+                "sequence": pa.array([sequence for sequence, _ in keys], pa.int64()),
+                "line": pa.array([line for _, line in keys], pa.int32()),
+                "received_ns": pa.array([found[key][0] for key in keys], pa.int64()),
+                "record": pa.array([found[key][1] for key in keys], pa.string()),
+            }
+        )
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        content = sink.getvalue().to_pybytes()
+        self._storage.write(name, content)
+        times = [came for came, _ in found.values()]
+        entries[name] = FileEntry(
+            rows=len(keys),
+            bytes=len(content),
+            sha256=hashlib.sha256(content).hexdigest(),
+            first_ns=min(times),
+            last_ns=max(times),
+        )
+        self._write(entries)
+        return len(keys)
+
     def _write(self, entries: dict[str, FileEntry]) -> None:
         text = json.dumps({name: asdict(entries[name]) for name in sorted(entries)}, indent=1)
         self._storage.write(_MANIFEST, text.encode())
@@ -124,10 +171,11 @@ class Lake:
         import pyarrow.parquet as pq
 
         entries = {}
-        for name in self._storage.names("samples/"):
+        for name in (*self._storage.names("samples/"), *self._storage.names("records/")):
             content = self._storage.read(name) or b""
+            column = "time_ns" if name.startswith("samples/") else "received_ns"
             try:
-                times = pq.read_table(pa.BufferReader(content), columns=["time_ns"]).column("time_ns").to_numpy()
+                times = pq.read_table(pa.BufferReader(content), columns=[column]).column(column).to_numpy()
             except (pa.ArrowException, KeyError):
                 continue
             if len(times):
@@ -142,7 +190,9 @@ class Lake:
         return len(entries)
 
     def query(self, sql: str, limits: QueryLimits | None = None) -> list[tuple[Any, ...]]:
-        """Rows of one SELECT over the view ``samples`` (time_ns, point, value, quality, site, day).
+        """Rows of one SELECT over the views ``samples`` (time_ns, point, value, quality, site, day) and ``records``.
+
+        ``records`` has sequence, line, received_ns, record (JSON of type and data), site and day.
 
         Raises:
             QueryError: Anything but a SELECT, another file, a mistake, or more rows or time than the limits allow.
@@ -153,9 +203,9 @@ class Lake:
         return run_query(sql, paths, limits or self._limits)
 
 
-def _name(site_id: str, start_ns: int) -> str:
+def _name(site_id: str, start_ns: int, kind: str = "samples") -> str:
     day = datetime.fromtimestamp(start_ns // col.NS, tz=UTC).strftime("%Y-%m-%d")
-    return f"samples/site={quote(site_id, safe='')}/day={day}/part.parquet"
+    return f"{kind}/site={quote(site_id, safe='')}/day={day}/part.parquet"
 
 
 def _schema() -> Any:

@@ -37,16 +37,23 @@ _EMPTY = (
 )
 
 
+_NO_RECORDS = (
+    "SELECT NULL::BIGINT AS sequence, NULL::INTEGER AS line, NULL::BIGINT AS received_ns, NULL::VARCHAR AS record,"
+    " NULL::VARCHAR AS site, NULL::DATE AS day WHERE false"
+)
+
+
 def run_query(sql: str, paths: Sequence[Path], limits: QueryLimits) -> list[tuple[Any, ...]]:
-    """Rows of a query over the view ``samples`` (time_ns, point, value, quality, site, day); raises :class:`QueryError`."""
+    """Rows of a query over the views ``samples`` and ``records`` of these files; raises :class:`QueryError`."""
     import duckdb
 
     with duckdb.connect(":memory:", config={**_SETTINGS, "memory_limit": limits.memory}) as db:
-        texts = [str(path) for path in paths]
-        db.execute("SET allowed_paths = " + _literal(texts))
+        db.execute("SET allowed_paths = " + _literal([str(path) for path in paths]))
         db.execute("SET enable_external_access = false")
-        source = f"SELECT * FROM read_parquet({_literal(texts)}, hive_partitioning = true)" if texts else _EMPTY  # noqa: S608
-        db.execute(f"CREATE VIEW samples AS {source}")
+        for view, empty in (("samples", _EMPTY), ("records", _NO_RECORDS)):
+            texts = [str(path) for path in paths if path.parents[2].name == view]
+            source = f"SELECT * FROM read_parquet({_literal(texts)}, hive_partitioning = true)" if texts else empty  # noqa: S608
+            db.execute(f"CREATE VIEW {view} AS {source}")
         db.execute("SET lock_configuration = true")
         late = threading.Event()
 

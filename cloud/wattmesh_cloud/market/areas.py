@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
-from wattmesh_a2a.clock import Clock
+from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.envelope import Address, Envelope
 from wattmesh_a2a.errors import ConfigurationError
 from wattmesh_a2a.fates import Fate
@@ -15,7 +16,8 @@ from wattmesh_a2a.market import Order
 from wattmesh_a2a.messages import CommitmentQuery, Message, OrderAmend, OrderBatch, OrderCancel, OrderPlace, OrderResult
 from wattmesh_a2a.messenger import Messenger
 
-from wattmesh_cloud.market.config import MarketConfig, check_areas
+from wattmesh_cloud.market.config import LinkModel, MarketConfig, check_areas, check_links
+from wattmesh_cloud.market.coupling import flow_wh
 from wattmesh_cloud.market.replica import Standby
 from wattmesh_cloud.market.service import Guard, MarketService, SiteWatch
 from wattmesh_cloud.store.base import Store
@@ -34,6 +36,7 @@ class Markets:
         clock: Time of all.
         state: Folder of the journals.
         org: Of all addresses.
+        links: Lines between areas.
         warm: Standbys that go on as writers, by area.
 
     Raises:
@@ -49,9 +52,11 @@ class Markets:
         state: Path,
         org: str,
         *,
+        links: Sequence[LinkModel] = (),
         warm: Mapping[str, Standby] = MappingProxyType({}),
     ) -> None:
         check_areas(configs)
+        check_links(links, configs)
         self._messenger = messenger
         self.areas: dict[str, MarketService] = {}
         try:
@@ -64,6 +69,36 @@ class Markets:
             raise
         self.first = next(iter(self.areas.values()))
         self._home = {one.id: service for service in self.areas.values() for one in service.config.participants}
+
+        for link in links:
+            ends = (self.areas[link.areas[0]], self.areas[link.areas[1]])
+            couple = partial(self._couple, link, ends, asyncio.Lock())
+            for service in ends:
+                service.before_close = couple
+
+    async def _couple(
+        self, link: LinkModel, ends: tuple[MarketService, MarketService], lock: asyncio.Lock, slot_ns: int
+    ) -> None:
+        """Before either end closes a slot: what flows, written to both journals. What one has after a crash, the other gets."""
+        async with lock:
+            config = ends[0].config
+            for end in ends:
+                await end.until(slot_ns - config.gate_close_s * NS_PER_S)  # what came in time has taken effect
+            slots = [end.engine.slots.get(slot_ns) for end in ends]
+            out, into = (slot.exchange_wh if slot is not None else None for slot in slots)
+            if out is not None:
+                flow = -out
+            elif into is not None:
+                flow = into
+            else:
+                books = [slot.book if slot is not None else None for slot in slots]
+                if books[0] is None or books[1] is None:
+                    return  # nobody there to trade with
+                flow = await asyncio.to_thread(flow_wh, books[0], books[1], int(link.limit_w * config.slot_s / 3600))
+            if out is None:
+                await ends[0].exchange(slot_ns, link.name, -flow)
+            if into is None:
+                await ends[1].exchange(slot_ns, link.name, flow)
 
     def of_participant(self, participant: str) -> MarketService:
         """The area in which somebody trades; the first one for whoever trades nowhere."""

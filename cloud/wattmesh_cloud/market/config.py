@@ -15,11 +15,17 @@ class ParticipantModel(StrictModel):
     """A site that may trade; limits are positive magnitudes."""
 
     id: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
-    import_limit_w: float = Field(gt=0)
-    export_limit_w: float = Field(ge=0)
-    credit_limit: float = Field(gt=0, description="currency: the most its open orders and trades may cost")
+    import_limit_w: float = Field(gt=0, le=1e11)
+    export_limit_w: float = Field(ge=0, le=1e11)
+    credit_limit: float = Field(gt=0, le=1e15, description="currency: the most its open orders and trades may cost")
     orders_per_s: float = Field(
         default=50.0, gt=0, le=1e6, description="sustained; four seconds' worth may come at once"
+    )
+    orders_a_slot: int = Field(default=1000, gt=0, description="accepted in one product, also when they were cancelled")
+    owner: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9_.-]{1,64}$",
+        description="who stands behind it: one owner never trades with itself",
     )
     telemetry_max_age_s: int | None = Field(
         default=None, gt=0, description="take offers only with telemetry this young that says the site can deliver"
@@ -35,7 +41,7 @@ class MarketConfig(StrictModel):
     slot_s: int = Field(default=900, ge=300, le=3600)
     gate_open_s: int = Field(default=21_600, gt=0)
     gate_close_s: int = Field(default=300, ge=0)
-    price_band: float = Field(default=10.0, gt=0, description="currency per kWh: orders beyond ± are refused")
+    price_band: float = Field(default=10.0, gt=0, le=800, description="currency per kWh: orders beyond ± are refused")
     substitute_after_s: int = Field(default=7200, ge=0, description="how long settlement waits for a meter")
     mechanism: Literal["call", "continuous", "continuous+call", "pay-as-bid"] = "call"
     call_s: int = Field(default=300, gt=0, description="how long orders are collected before the closing auction")
@@ -73,6 +79,40 @@ class MarketConfig(StrictModel):
             if names.count(name) > 1:
                 raise ValueError(f"participant {name!r} stands twice")
         return self
+
+
+class LinkModel(StrictModel):
+    """A line between two areas: energy flows to the dearer one at gate closure, within the limit."""
+
+    areas: tuple[str, str]
+    limit_w: float = Field(gt=0, le=1e11, description="either way")
+
+    @property
+    def name(self) -> str:
+        """Of its account."""
+        return "-".join(self.areas)
+
+
+def check_links(links: Sequence[LinkModel], configs: Sequence[MarketConfig]) -> None:
+    """Raises :class:`ConfigurationError` where a line cannot couple its areas."""
+    by_name, seen = {config.area: config for config in configs}, set[str]()
+    for link in links:
+        for name in link.areas:
+            if name not in by_name:
+                raise ConfigurationError(f"no market area {name!r}; there are: {', '.join(sorted(by_name))}")
+            if name in seen:
+                raise ConfigurationError(
+                    f"area {name!r} has two lines; one an area: flows through an area are not computed"
+                )
+            seen.add(name)
+            if by_name[name].mechanism not in {"call", "continuous+call"}:
+                raise ConfigurationError(
+                    f"area {name!r} closes without a uniform-price auction, in which a line could take part"
+                )
+        one, other = (by_name[name] for name in link.areas)
+        for field in ("slot_s", "gate_close_s", "currency"):
+            if getattr(one, field) != getattr(other, field):
+                raise ConfigurationError(f"a line needs the same {field} in {one.area!r} and {other.area!r}")
 
 
 def check_areas(configs: Sequence[MarketConfig]) -> None:

@@ -6,113 +6,38 @@ Time comes in as an input (``now_ns``). Nothing here reads a clock, a file or th
 from __future__ import annotations
 
 import hashlib
-import heapq
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wattmesh_a2a.market import Order, OrderKind, OrderStatus, RejectReason, Settlement, Side, TimeInForce, Trade
+from wattmesh_a2a.market import Order, OrderKind, OrderStatus, RejectReason, Settlement, Side, Trade
 from wattmesh_a2a.messages import Commitment, OrderResult
-from wattmesh_a2a.tariff import Tariff, price_ticks
+from wattmesh_a2a.tariff import price_ticks
 
-from wattmesh_cloud.market import book as kernel
 from wattmesh_cloud.market.archive import Sums
-from wattmesh_cloud.market.book import Book
-from wattmesh_cloud.market.config import MarketConfig
-from wattmesh_cloud.market.ledger import GRID_OPERATOR, IMBALANCE, LEVIES, RETAILER, Ledger
-from wattmesh_cloud.market.mechanism import Mechanism, mechanism_of
-from wattmesh_cloud.market.products import Entry, Phase, Position, Prices, Slot
-from wattmesh_cloud.market.risk import Refusal, Risk, SiteState
+from wattmesh_cloud.market.coupling import LINK, is_link
+from wattmesh_cloud.market.ledger import GRID_OPERATOR, IMBALANCE, LEVIES, RETAILER
+from wattmesh_cloud.market.mechanism import Mechanism
+from wattmesh_cloud.market.products import Phase, Prices, Slot
+from wattmesh_cloud.market.risk import Refusal, SiteState
 from wattmesh_cloud.market.settlement import settlement_of, substitute_wh
+from wattmesh_cloud.market.trading import AT_ONCE, NS, SELF_TRADE, Trading
 
-NS = 1_000_000_000
 _BUY, _SELL = Side.BUY, Side.SELL  # a look at an enumeration's class costs more than its comparison
-_LIMIT, _MARKET = OrderKind.LIMIT, OrderKind.MARKET
-_FILLED, _PARTIALLY = OrderStatus.FILLED, OrderStatus.PARTIALLY_FILLED
 OPERATOR = "operator"
 _REMEMBER_PAID_NS = 400 * 86_400 * NS
 """How long a paid event is known, so that it is not paid again."""
 
-_SELF_TRADE = {
-    "cancel_newest": kernel.CANCEL_NEWEST,
-    "cancel_oldest": kernel.CANCEL_OLDEST,
-    "cancel_both": kernel.CANCEL_BOTH,
-}
-_RULES = {TimeInForce.IOC: kernel.IOC, TimeInForce.FOK: kernel.FOK}
 
-
-class MarketEngine:
-    """See the module.
-
-    Args:
-        config: The area's rules.
-        mechanism: How a book becomes trades; none for the one that the rules name.
-
-    Attributes:
-        on_trade: Is told of every trade with both orders' participants, the resting one first. Outputs only: what it does must
-            not change the engine.
-    """
-
-    def __init__(self, config: MarketConfig, mechanism: Mechanism | None = None) -> None:
-        self.ledger = Ledger()
-        self.risk = Risk(self.ledger)
-        self.slots: dict[int, Slot] = {}
-        self.open: dict[int, Slot] = {}
-        """Products whose gate has not closed, by start."""
-        self.trades: dict[str, Trade] = {}
-        self.rejects: Counter[str] = Counter()
-        self.halts: dict[str, str] = {}
-        """Cause → reason; orders are taken when there is none."""
-        self.now_ns = 0
-        self.on_trade: Callable[[Trade, str, str], None] | None = None
-        self._chosen = mechanism
-        self._owners: dict[str, int] = {}
-        self._expiries: list[tuple[int, int, int]] = []
-        self._flexibility: dict[str, int] = {}
-        """Event and participant → when it was paid for: once."""
-        self.sums = Sums()
-        """Of the slots that are archived."""
-        self.archived_before_ns = 0
-        self.attic: dict[int, Slot] | None = None
-        """Where archived slots go when somebody wants to see them again; they are no part of the state."""
-        self.configure(config)
-
-    def configure(self, config: MarketConfig) -> None:
-        """Take rules that hold from now on. They are an input like any other: what was done under others stays done."""
-        self.config = config
-        self.tariff: Tariff = config.tariff.tariff(config.time_zone)
-        self.mechanism = self._chosen or mechanism_of(config)
-        self.risk.configure(config)
-        self._slot_ns = config.slot_s * NS
-        self._close_ns = config.gate_close_s * NS
-        self._halt_move = None if config.halt_move is None else price_ticks(config.halt_move)
-        for slot in self.open.values():
-            self._rebuild(slot)
-
-    def _rebuild(self, slot: Slot) -> None:
-        """Open books follow changed rules: orders outside a narrower band expire, the others keep their places."""
-        band, rule = self.risk.band, _SELF_TRADE[self.config.self_trade]
-        old = slot.book
-        assert old is not None
-        if (old.max_price, old.self_trade_rule) == (band, rule):
-            return
-        for entry in list(slot.live.values()):
-            if abs(entry.limit_ticks) > band:
-                self._withdraw(slot, entry, OrderStatus.EXPIRED)
-        slot.book = Book(-band, band, self_trade_rule=rule)
-        slot.book.restore(old.dump())
-
-    @property
-    def halted(self) -> str | None:
-        """Why the market takes no orders; none when it does."""
-        return "; ".join(self.halts.values()) if self.halts else None
+class MarketEngine(Trading):
+    """See the module; what it takes and holds: :class:`~wattmesh_cloud.market.trading.Trading`."""
 
     # -- orders
 
     def place(self, participant: str, orders: Sequence[Order], now_ns: int) -> list[OrderResult]:
         """New orders, each by itself; a repetition is answered with where its order stands. One result an order."""
-        self.advance(now_ns)
+        now_ns = self.advance(now_ns)
         if self.risk.too_fast(participant, len(orders), now_ns):
             return [self._refused(order.client_order_id, (RejectReason.RATE_LIMIT, "")) for order in orders]
         return [self._place(participant, order, now_ns) for order in orders]
@@ -125,7 +50,9 @@ class MarketEngine:
                 return known.result()
             return self._refused(order.client_order_id, (RejectReason.DUPLICATE_ID, "known with other contents"))
         halted = self.halted if self.halts else None
-        refusal = self.risk.refusal(participant, order, now_ns, halted=halted) or self._halt_of(slot, now_ns)
+        refusal = self.risk.refusal(participant, order, now_ns, halted=halted) or self._halt_of(
+            slot, now_ns, participant
+        )
         if refusal is None:
             limit, quantity = self._limit(order), order.quantity_wh
             if order.side is _BUY:
@@ -145,7 +72,7 @@ class MarketEngine:
         Orders that are wrong by themselves are refused one by one; a limit that the rest breaks together refuses them all, and
         what stood before goes on to stand. A batch of none takes all orders of the slot back.
         """
-        self.advance(now_ns)
+        now_ns = self.advance(now_ns)
         if self.risk.too_fast(participant, len(orders), now_ns):
             return [self._refused(order.client_order_id, (RejectReason.RATE_LIMIT, "")) for order in orders]
         slot = self.slots.get(slot_ns)
@@ -161,7 +88,8 @@ class MarketEngine:
             for entry in list(slot.own.get(participant, {}).values()):
                 self._withdraw(slot, entry, OrderStatus.CANCELLED)
                 if not entry.filled_wh:  # its name is free again; one that has traded keeps it
-                    slot.entries.pop((participant, entry.placed.client_order_id), None)
+                    del slot.entries[participant, entry.placed.client_order_id]
+                    slot.positions[participant].orders -= 1
         return [
             self._enter(participant, order, now_ns)
             if refusal is None
@@ -191,7 +119,7 @@ class MarketEngine:
             return refusal
         if order.slot_start_ns != slot_ns:
             return RejectReason.UNKNOWN_PRODUCT, "an order of another slot"
-        refusal = self._halt_of(slot, now_ns)
+        refusal = self._halt_of(slot, now_ns, participant)
         if refusal is not None:
             return refusal
         done = slot.entries.get((participant, order.client_order_id)) if slot is not None else None
@@ -199,8 +127,15 @@ class MarketEngine:
             return RejectReason.DUPLICATE_ID, "it has traded"
         if self._continuous(slot_ns, now_ns):
             return None
-        if order.time_in_force in _RULES:
+        if order.time_in_force in AT_ONCE:
             return RejectReason.BAD_TIME_IN_FORCE, "orders are only collected now"
+        mates = self.risk.mates(participant)
+        if (
+            slot is not None and len(mates) > 1
+        ):  # the batch replaces its own orders, and not those of the same owner's others
+            met = self._meeting(slot, [name for name in mates if name != participant], order)
+            if met is not None:
+                return met
         if order.side is _SELL:
             limit = self._limit(order)
             for other in batch:
@@ -235,7 +170,7 @@ class MarketEngine:
         self, participant: str, slot_ns: int, client_order_id: str, quantity_wh: int, limit_ticks: int, now_ns: int
     ) -> OrderResult:
         """Other terms for an open order; see :class:`wattmesh_a2a.messages.OrderAmend`."""
-        self.advance(now_ns)
+        now_ns = self.advance(now_ns)
         if self.risk.too_fast(participant, 1, now_ns):
             return self._refused(client_order_id, (RejectReason.RATE_LIMIT, ""))
         slot = self.open.get(slot_ns)
@@ -255,7 +190,9 @@ class MarketEngine:
             time_in_force=order.time_in_force,
             expires_ns=order.expires_ns,
         )
-        refusal = self.risk.refusal(participant, wanted, now_ns, halted=self.halted) or self._halt_of(slot, now_ns)
+        refusal = self.risk.refusal(participant, wanted, now_ns, halted=self.halted)
+        if refusal is None and now_ns < slot.halted_until_ns:
+            refusal = RejectReason.HALTED, "the product's price moved too fast"
         if refusal is None and quantity_wh <= entry.filled_wh:
             refusal = RejectReason.BAD_QUANTITY, f"{entry.filled_wh} Wh of it have traded"
         limit = self._limit(wanted)
@@ -283,7 +220,7 @@ class MarketEngine:
         self, participant: str, now_ns: int, *, slot_ns: int | None = None, client_order_ids: Sequence[str] = ()
     ) -> list[OrderResult]:
         """Take open orders back: the named ones, or all of a slot, or all; also while the market is halted."""
-        self.advance(now_ns)
+        now_ns = self.advance(now_ns)
         results: list[OrderResult] = []
         wanted = set(client_order_ids)
         for start in sorted(self.open) if slot_ns is None else [slot_ns]:
@@ -306,225 +243,6 @@ class MarketEngine:
         """Refuse what is asked of another area's orders."""
         refusal = (RejectReason.UNKNOWN_PRODUCT, f"this is area {self.config.area}")
         return [self._refused(name, refusal) for name in client_order_ids]
-
-    # -- inside an order
-
-    def _limit(self, order: Order) -> int:
-        """Its price in the book: a market order takes any that the band allows."""
-        if order.kind is _LIMIT:
-            return order.price_ticks
-        return self.risk.band if order.side is _BUY else -self.risk.band
-
-    def _continuous(self, slot_ns: int, now_ns: int) -> bool:
-        return self.mechanism.continuous(now_ns, slot_ns - self._close_ns)
-
-    def _halt_of(self, slot: Slot | None, now_ns: int) -> Refusal | None:
-        if slot is not None and now_ns < slot.halted_until_ns:
-            return RejectReason.HALTED, "the product's price moved too fast"
-        return None
-
-    def _collecting(self, slot: Slot | None, participant: str, order: Order, now_ns: int) -> Refusal | None:
-        """What is refused only while orders are collected: nobody may meet itself there, and nothing trades at once."""
-        if self._continuous(order.slot_start_ns, now_ns):
-            return None
-        if order.time_in_force in _RULES:
-            return RejectReason.BAD_TIME_IN_FORCE, "orders are only collected now"
-        limit = self._limit(order)
-        for entry in slot.own.get(participant, {}).values() if slot is not None else ():
-            if entry.order.side is not order.side and (
-                entry.limit_ticks >= limit if order.side is _SELL else entry.limit_ticks <= limit
-            ):
-                return RejectReason.SELF_TRADE, f"it would meet {entry.placed.client_order_id[:64]}"
-        return None
-
-    def _refused(self, client_order_id: str, refusal: Refusal) -> OrderResult:
-        reason, detail = refusal
-        self.rejects[reason] += 1
-        return OrderResult(client_order_id=client_order_id, status=OrderStatus.REJECTED, reason=reason, detail=detail)
-
-    def _enter(self, participant: str, order: Order, now_ns: int) -> OrderResult:
-        """Into the book; everything has been checked."""
-        slot = self.slots.get(order.slot_start_ns)
-        if slot is None:
-            slot = self.slots[order.slot_start_ns] = Slot(order.slot_start_ns)
-        book = slot.book
-        if book is None:
-            band = self.risk.band
-            book = slot.book = Book(-band, band, self_trade_rule=_SELF_TRADE[self.config.self_trade])
-            self.open[order.slot_start_ns] = slot
-        owner = self._owners.get(participant)
-        if owner is None:
-            owner = self._owners[participant] = len(self._owners)
-        book.matching = self._continuous(order.slot_start_ns, now_ns)
-        rule = _RULES.get(order.time_in_force, kernel.REST)
-        if order.kind is _MARKET and book.matching and rule == kernel.REST:
-            rule = kernel.IOC
-        before, limit = book.fill_count, self._limit(order)
-        number = book.place(owner, 0 if order.side is _BUY else 1, limit, order.quantity_wh, rule)
-        entry = Entry(order, order, number, limit)
-        slot.entries[participant, order.client_order_id] = entry
-        slot.live[number] = entry
-        own = slot.own.get(participant)
-        if own is None:
-            own = slot.own[participant] = {}
-        own[number] = entry
-        self._open(slot, entry, order.quantity_wh)
-        result = self._after(slot, entry, before, now_ns)
-        if order.expires_ns is not None and entry.open_wh:
-            heapq.heappush(self._expiries, (order.expires_ns, order.slot_start_ns, number))
-        return result
-
-    def _after(self, slot: Slot, entry: Entry, before: int, now_ns: int) -> OrderResult:
-        """Book what an order has just done, and say where it stands."""
-        book = slot.book
-        assert book is not None
-        rested, met_itself, withdrawn = book.rested, book.self_trade, book.withdrawn
-        trades = self._book_trades(slot, before, now_ns) if book.fill_count > before else ()
-        if withdrawn:
-            for number, _ in withdrawn:
-                self._release(slot, slot.live[number], OrderStatus.CANCELLED)
-        if not rested and entry.open_wh:
-            self._release(slot, entry, OrderStatus.CANCELLED)
-        return entry.result(trades, "it met an order of its own participant" if met_itself else "")
-
-    def _open(self, slot: Slot, entry: Entry, change_wh: int) -> None:
-        """Change what is open of an order, and with it exposure and position."""
-        entry.open_wh += change_wh
-        name = entry.placed.participant_id
-        position = slot.positions.get(name)
-        if position is None:
-            position = slot.positions[name] = Position()
-        if entry.buys:
-            position.open_buy += change_wh
-        else:
-            position.open_sell += change_wh
-        if entry.cost_ticks:
-            exposure = self.risk.exposure
-            exposure[name] = exposure.get(name, 0) + change_wh * entry.cost_ticks
-
-    def _release(self, slot: Slot, entry: Entry, status: OrderStatus) -> None:
-        """An order that has left the book: forget what was open of it."""
-        self._open(slot, entry, -entry.open_wh)
-        entry.status = status
-        del slot.live[entry.number]
-        del slot.own[entry.placed.participant_id][entry.number]
-
-    def _withdraw(self, slot: Slot, entry: Entry, status: OrderStatus) -> None:
-        assert slot.book is not None
-        slot.book.cancel(entry.number)
-        self._release(slot, entry, status)
-
-    def _book_trades(self, slot: Slot, before: int, now_ns: int) -> tuple[Trade, ...]:
-        """The book's new fills as trades: positions, ledger, candles."""
-        assert slot.book is not None
-        made = []
-        area, on_trade = self.config.area, self.on_trade
-        head = f"{area}-{slot.start_ns // NS}-"
-        for maker_number, taker_number, price, quantity in slot.book.fills(before):
-            maker, taker = slot.live[maker_number], slot.live[taker_number]
-            buy, sell = (taker, maker) if taker.buys else (maker, taker)
-            bought, sold = buy.placed, sell.placed
-            buyer, seller = bought.participant_id, sold.participant_id
-            trade = Trade(
-                id=f"{head}{len(slot.trades) + 1}",
-                area_id=area,
-                slot_start_ns=slot.start_ns,
-                buyer_id=buyer,
-                seller_id=seller,
-                quantity_wh=quantity,
-                price_ticks=price,
-                buy_order_id=bought.client_order_id,
-                sell_order_id=sold.client_order_id,
-            )
-            for entry, name in ((buy, buyer), (sell, seller)):
-                self._open(slot, entry, -quantity)
-                entry.filled_wh += quantity
-                if entry.open_wh:
-                    entry.status = _PARTIALLY
-                else:
-                    entry.status = _FILLED
-                    del slot.live[entry.number]
-                    del slot.own[name][entry.number]
-            slot.positions[buyer].bought += quantity
-            slot.positions[seller].sold += quantity
-            top = price if buy.order.kind is _MARKET else buy.limit_ticks
-            bottom = price if sell.order.kind is _MARKET else sell.limit_ticks
-            slot.welfare_units += quantity * (top - bottom)
-            slot.trade(trade, now_ns)
-            self.trades[trade.id] = trade
-            self.ledger.transfer(trade.id, buyer, seller, quantity * price, "trade")
-            made.append(trade)
-            if on_trade is not None:
-                on_trade(trade, maker.placed.participant_id, taker.placed.participant_id)
-        if self._halt_move is not None:
-            self._watch(slot, made[-1].price_ticks, now_ns)
-        return tuple(made)
-
-    def _book_closing(self, slot: Slot, before: int, now_ns: int) -> None:
-        """As :meth:`_book_trades`, for the many trades with which a product closes: sums are made once, nobody is told of each."""
-        assert slot.book is not None
-        area, start, live, positions = self.config.area, slot.start_ns, slot.live, slot.positions
-        head, count, welfare = f"{area}-{start // NS}-", len(slot.trades), 0
-        made: list[Trade] = []
-        bookings: list[tuple[str, str, str, int]] = []
-        for one, other, price, quantity in slot.book.fills(before):
-            buy, sell = live[one], live[other]
-            if not buy.buys:
-                buy, sell = sell, buy
-            bought, sold = buy.placed, sell.placed
-            buyer, seller = bought.participant_id, sold.participant_id
-            count += 1
-            name = f"{head}{count}"
-            made.append(
-                Trade(
-                    id=name,
-                    area_id=area,
-                    slot_start_ns=start,
-                    buyer_id=buyer,
-                    seller_id=seller,
-                    quantity_wh=quantity,
-                    price_ticks=price,
-                    buy_order_id=bought.client_order_id,
-                    sell_order_id=sold.client_order_id,
-                )
-            )
-            bookings.append((name, buyer, seller, quantity * price))
-            buy.filled_wh += quantity
-            sell.filled_wh += quantity
-            positions[buyer].bought += quantity
-            positions[seller].sold += quantity
-            top = price if buy.order.kind is _MARKET else buy.limit_ticks
-            welfare += quantity * (top - (price if sell.order.kind is _MARKET else sell.limit_ticks))
-        slot.welfare_units += welfare
-        for trade in made:
-            slot.trade(trade, now_ns)
-            self.trades[trade.id] = trade
-        self.ledger.trades(bookings)
-
-    def _expire_all(self, slot: Slot) -> None:
-        """Nothing is open any more: what was, is filled or has expired."""
-        exposure = self.risk.exposure
-        for name, own in slot.own.items():
-            released = 0
-            for entry in own.values():
-                released += entry.open_wh * entry.cost_ticks
-                entry.status = _FILLED if entry.filled_wh == entry.order.quantity_wh else OrderStatus.EXPIRED
-                entry.open_wh = 0
-            own.clear()
-            if released:
-                exposure[name] -= released
-        slot.live.clear()
-        for position in slot.positions.values():
-            position.open_buy = position.open_sell = 0
-
-    def _watch(self, slot: Slot, price: int, now_ns: int) -> None:
-        """Halt a product whose last price is too far from that of the window's first trade."""
-        assert self._halt_move is not None
-        if slot.reference is None or now_ns - slot.reference[1] > self.config.halt_window_s * NS:
-            slot.reference = (price, now_ns)
-        elif abs(price - slot.reference[0]) > self._halt_move:
-            slot.halted_until_ns = now_ns + self.config.halt_s * NS
-            slot.reference = (price, now_ns)
 
     # -- switches
 
@@ -557,19 +275,28 @@ class MarketEngine:
 
     # -- time
 
-    def advance(self, now_ns: int) -> None:
-        """Time has come this far (it never goes back): orders whose time is over expire."""
-        self.now_ns = max(self.now_ns, now_ns)
-        while self._expiries and self._expiries[0][0] <= self.now_ns:
-            _, start, number = heapq.heappop(self._expiries)
-            slot = self.open.get(start)
-            entry = slot.live.get(number) if slot is not None else None
-            if slot is not None and entry is not None:
-                self._withdraw(slot, entry, OrderStatus.EXPIRED)
-
     def due(self, now_ns: int) -> list[int]:
         """Slots whose gate has closed and that are not cleared."""
         return sorted(start for start in self.open if start - self._close_ns <= now_ns)
+
+    def exchange(self, slot_ns: int, link: str, energy_wh: int) -> None:
+        """Let a line bring in (positive) or take out energy at any price in a slot's closing auction; once a slot."""
+        slot = self.open.get(slot_ns)
+        if slot is None or slot.exchange_wh is not None:
+            return
+        slot.exchange_wh = energy_wh
+        if energy_wh:
+            order = Order(
+                client_order_id=link[:64],
+                participant_id=f"{LINK}{link}",
+                area_id=self.config.area,
+                slot_start_ns=slot_ns,
+                side=_SELL if energy_wh > 0 else _BUY,
+                quantity_wh=abs(energy_wh),
+                price_ticks=0,
+                kind=OrderKind.MARKET,
+            )
+            self._enter(order.participant_id, order, self.advance(slot_ns - self._close_ns))
 
     def clear(self, slot_ns: int) -> list[Commitment]:
         """Close the gate of a slot: the mechanism's last trades are booked; the commitments of all that had orders in it."""
@@ -591,7 +318,8 @@ class MarketEngine:
         book = slot.book
         assert book is not None
         self.advance(slot.start_ns - self._close_ns)
-        people = {name for name, own in slot.own.items() if own} | set(slot.trades_of)
+        traders = {name for name, own in slot.own.items() if own} | set(slot.trades_of)
+        people = {name for name in traders if not is_link(name)}
         orders = [entry.order for entry in slot.entries.values() if entry.open_wh or entry.filled_wh]
         before = book.fill_count
         price = mechanism.close(book) if mechanism is not None else None
@@ -754,7 +482,7 @@ class MarketEngine:
         self.now_ns = state["now"]
         self.ledger.restore(state["ledger"])
         self.risk.restore(state["risk"])
-        rule = _SELF_TRADE[self.config.self_trade]
+        rule = SELF_TRADE[self.config.self_trade]
         slots = [Slot.restored(row, self.risk.band, rule) for row in state["slots"]]
         self.slots = {slot.start_ns: slot for slot in slots}
         self.open = {start: self.slots[start] for start in state["open"]}

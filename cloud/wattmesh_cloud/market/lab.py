@@ -24,7 +24,8 @@ from wattmesh_a2a.market import Order, Side
 
 from wattmesh_cloud.market.analytics import best_welfare, concentration
 from wattmesh_cloud.market.config import MarketConfig
-from wattmesh_cloud.market.engine import NS, MarketEngine
+from wattmesh_cloud.market.engine import MarketEngine
+from wattmesh_cloud.market.trading import NS
 
 MECHANISMS = ("call", "continuous", "continuous+call", "pay-as-bid")
 BIDDERS = ("truthful", "zero", "adaptive")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from wattmesh_a2a.messages import MarketData, MarketLevel, MarketTrade, ProductData
 
 from wattmesh_cloud.market.book import BUY, SELL
-from wattmesh_cloud.market.engine import NS, MarketEngine
+from wattmesh_cloud.market.engine import MarketEngine
 from wattmesh_cloud.market.products import Phase, Slot
+from wattmesh_cloud.market.trading import NS
 
 LEVELS = 10
 RECENT = 10

@@ -75,6 +75,8 @@ class Position:
     sold: int = 0
     open_buy: int = 0
     open_sell: int = 0
+    orders: int = 0
+    """How many of its orders are remembered."""
 
     @property
     def worst_sold(self) -> int:
@@ -139,6 +141,8 @@ class Slot:
     flexibility: dict[str, int] = field(default_factory=dict)
     """Participant → units received for demand response in this slot."""
     prices: Prices | None = None
+    exchange_wh: int | None = None
+    """What a line brings in (positive) or takes out; none before that is known, and where there is no line."""
 
     @property
     def orders(self) -> Mapping[str, object]:
@@ -185,7 +189,8 @@ class Slot:
             ],
             "live": list(self.live),
             "positions": {
-                name: [one.bought, one.sold, one.open_buy, one.open_sell] for name, one in self.positions.items()
+                name: [one.bought, one.sold, one.open_buy, one.open_sell, one.orders]
+                for name, one in self.positions.items()
             },
             "trades": [_row(trade) for trade in self.trades],
             "welfare": self.welfare_units,
@@ -198,6 +203,7 @@ class Slot:
             "settlements": [_row(one) for one in self.settlements.values()],
             "flexibility": dict(self.flexibility),
             "prices": None if self.prices is None else _row(self.prices),
+            "exchange": self.exchange_wh,
         }
 
     @classmethod
@@ -228,6 +234,7 @@ class Slot:
         slot.settlements = {row["participant_id"]: Settlement(**row) for row in state["settlements"]}
         slot.flexibility = dict(state["flexibility"])
         slot.prices = None if state["prices"] is None else Prices(**state["prices"])
+        slot.exchange_wh = state["exchange"]
         return slot
 
     def close(self, price: int | None) -> None:

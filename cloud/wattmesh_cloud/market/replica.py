@@ -67,7 +67,7 @@ class Replica:
         engine = self.engine
         assert isinstance(message, OrderBatch | OrderPlace | OrderAmend | OrderCancel)
         if message.area_id != engine.config.area:
-            return engine.elsewhere(_names(message))
+            return engine.elsewhere(named_orders(message))
         match message:
             case OrderBatch():
                 return engine.submit(message.participant_id, message.slot_start_ns, message.orders, now)
@@ -96,6 +96,8 @@ class Replica:
                 engine.advance(entry["now"])
             case "void":
                 return self._told(engine.void(entry["slot"]), entry["slot"])
+            case "exchange":
+                engine.exchange(entry["slot"], entry["link"], entry["wh"])
             case "clear":
                 return self._told(engine.clear(entry["slot"]), entry["slot"])
             case "delivered":
@@ -156,7 +158,8 @@ class Replica:
         return hashlib.sha256(json.dumps(self.dump(), sort_keys=True).encode()).hexdigest()
 
 
-def _names(message: OrderBatch | OrderPlace | OrderAmend | OrderCancel) -> tuple[str, ...]:
+def named_orders(message: OrderBatch | OrderPlace | OrderAmend | OrderCancel) -> tuple[str, ...]:
+    """The client order ids that a message names."""
     match message:
         case OrderBatch() | OrderPlace():
             return tuple(order.client_order_id for order in message.orders)

@@ -18,6 +18,8 @@ from wattmesh_cloud.market.products import Slot
 
 NS = 1_000_000_000
 _BURST_S = 4
+_LONGEST_ID = 64
+_SLACK_WH = 400
 _WH_NS = 3600 * NS
 _BUY, _LIMIT, _GTD = Side.BUY, OrderKind.LIMIT, TimeInForce.GTD
 
@@ -49,6 +51,13 @@ class Limits:
     pace_ns: int
     """Time that one order takes of its rate."""
     telemetry_ns: int | None
+    orders_a_slot: int
+    owner: str
+    """Who never trades with itself: the participant, or who owns several."""
+
+    def plausible(self, import_wh: int, export_wh: int) -> bool:
+        """Whether a connection can have carried a slot's metered energy; a quarter above its limit is let pass."""
+        return 4 * import_wh <= 5 * self.buy_wh + _SLACK_WH and 4 * export_wh <= 5 * self.sell_wh + _SLACK_WH
 
     @classmethod
     def of(cls, model: ParticipantModel, slot_s: int) -> Limits:
@@ -59,6 +68,8 @@ class Limits:
             credit_units=int(model.credit_limit * MONEY_UNITS_PER_CURRENCY_UNIT),
             pace_ns=int(NS / model.orders_per_s),
             telemetry_ns=None if model.telemetry_max_age_s is None else model.telemetry_max_age_s * NS,
+            orders_a_slot=model.orders_a_slot,
+            owner=model.id if model.owner is None else f"={model.owner}",
         )
 
 
@@ -85,6 +96,14 @@ class Risk:
         self._area, self._slot_ns = config.area, config.slot_s * NS
         self._open_ns, self._close_ns = config.gate_open_s * NS, config.gate_close_s * NS
         self.limits = {one.id: Limits.of(one, config.slot_s) for one in config.participants}
+        owned: dict[str, list[str]] = {}
+        for name, one in self.limits.items():
+            owned.setdefault(one.owner, []).append(name)
+        self._mates = {name: tuple(owned[one.owner]) for name, one in self.limits.items()}
+
+    def mates(self, participant: str) -> tuple[str, ...]:
+        """The participants of the same owner, itself included."""
+        return self._mates[participant]
 
     def refusal(self, participant: str, order: Order, now_ns: int, *, halted: str | None) -> Refusal | None:
         """What is wrong with an order by itself."""
@@ -104,6 +123,9 @@ class Risk:
         return self._terms(order, limits, now_ns)
 
     def _terms(self, order: Order, limits: Limits, now_ns: int) -> Refusal | None:
+        name = order.client_order_id
+        if not 0 < len(name) <= _LONGEST_ID or not name.isprintable():
+            return RejectReason.BAD_ID, f"1 to {_LONGEST_ID} printable characters"
         if order.quantity_wh <= 0:
             return RejectReason.BAD_QUANTITY, "whole watt-hours above 0"
         if order.kind is _LIMIT and abs(order.price_ticks) > self.band:

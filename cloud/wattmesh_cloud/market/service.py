@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from wattmesh_a2a import tracing
 from wattmesh_a2a.clock import NS_PER_S, Clock
@@ -26,7 +24,6 @@ from wattmesh_a2a.messages import (
     CommitmentQuery,
     Executions,
     IntervalEnergy,
-    MarketData,
     MarketRules,
     Message,
     OrderAmend,
@@ -35,19 +32,21 @@ from wattmesh_a2a.messages import (
     OrderCancel,
     OrderPlace,
     OrderResult,
-    OrderResults,
-    ProductData,
 )
 from wattmesh_a2a.messenger import Messenger
 
+from wattmesh_cloud.market.answers import ENTRIES, MOST_TRADES, answer, short, too_fast
 from wattmesh_cloud.market.config import MarketConfig
+from wattmesh_cloud.market.coupling import is_link
+from wattmesh_cloud.market.door import Door
 from wattmesh_cloud.market.engine import MarketEngine
 from wattmesh_cloud.market.journal import Journal, journal_path
 from wattmesh_cloud.market.marketdata import market_data
 from wattmesh_cloud.market.replica import Standby, recovered, write_snapshot
 from wattmesh_cloud.market.risk import SiteState
-from wattmesh_cloud.market.rows import clearing_rows, figures, live_rows, settlement_rows
-from wattmesh_cloud.store.base import Item, JsonValue, Store, Table
+from wattmesh_cloud.market.rows import figures
+from wattmesh_cloud.market.shelf import Shelf
+from wattmesh_cloud.store.base import JsonValue, Store, Table
 
 log = logging.getLogger(__name__)
 
@@ -66,27 +65,7 @@ _MOST_TRACES = 8
 """Of orders that one booking is linked with."""
 _MOST_TRACED = 10_000
 _DAY_NS = 86_400 * NS_PER_S
-_MOST_REFUSED = 100
-_MOST_TRADES = 200
-"""In one message: it has to stay under the transports' 100 KB."""
-
-
-_ENTRIES = {OrderBatch: "orders", OrderPlace: "place", OrderAmend: "amend", OrderCancel: "cancel"}
-"""What a message is called in the journal."""
-
-
-def _short(commitment: Commitment, trades: int = _MOST_TRADES) -> Commitment:
-    """A commitment that fits a message: without its trades where they are too many. What binds is the net."""
-    return commitment if len(commitment.trades) <= trades else replace(commitment, trades=())
-
-
-def _answer(results: Sequence[OrderResult]) -> OrderResults:
-    """Results that fit a message: where an order swept the book, how much it traded without every trade."""
-    if sum([len(one.trades) for one in results]) > _MOST_TRADES:
-        results = [
-            replace(one, trades=(), detail=f"{len(one.trades)} trades") if one.trades else one for one in results
-        ]
-    return OrderResults(results=tuple(results))
+_MOST_TASKS = 5000
 
 
 class MarketService:
@@ -130,11 +109,13 @@ class MarketService:
         self._executed: list[tuple[str, Trade]] = []
         self._telling = False
         self._traces: dict[tuple[str, int], tuple[str, ...]] = {}
-        self._shown: dict[int, ProductData] = {}
-        self._unread: Counter[tuple[str, str]] = Counter()
         self._journal = Journal(journal_path(state, config.area))
         self._snapshot = state / f"market-{config.area}.snapshot"
         self._replica = recovered(config, self._journal, self._snapshot, warm)
+        self.before_close: Callable[[int], Awaitable[None]] | None = None
+        """Is asked before a product's closing auction: a line to another area."""
+        self._door = Door(self._replica.engine.risk, clock)
+        self._shelf = Shelf(config.area, self._replica.engine, store)
         self._snapshot_due = self._replica.count + _SNAPSHOT_ENTRIES
         # The rules are in the journal, too: a changed file holds from here on and rewrites nothing.
         own = config.model_dump(mode="json", by_alias=True)
@@ -170,12 +151,17 @@ class MarketService:
         if isinstance(message, CommitmentQuery):
             return self._on_query(envelope, message)
         assert isinstance(message, OrderBatch | OrderPlace | OrderAmend | OrderCancel)
-        if envelope.source.unit != message.participant_id:
-            await self._unauthorised(envelope, message.participant_id)
-        results = await self._commit_message(_ENTRIES[type(message)], message, self._clock.utc_ns())
+        own, flooding = envelope.source.unit == message.participant_id, self._door.floods(envelope.source, message)
+        if not own:
+            if not flooding:
+                await self._unauthorised(envelope)
+            raise UnauthorisedError(f"{envelope.source} may not order for {message.participant_id}")
+        if flooding:
+            return too_fast(message)
+        results = await self._commit_message(ENTRIES[type(message)], message, self._clock.utc_ns())
         if isinstance(message, OrderBatch):
             return OrderBatchResult(slot_start_ns=message.slot_start_ns, results=tuple(results))
-        return _answer(results)
+        return answer(results)
 
     # -- the journal
 
@@ -232,32 +218,18 @@ class MarketService:
         )
         return await self._commit_message("cancel", message, self._clock.utc_ns())
 
-    async def _unauthorised(self, envelope: Envelope, participant: str) -> NoReturn:
+    async def _unauthorised(self, envelope: Envelope) -> None:
         """Only a participant's own unit orders for it; whoever else tries is refused, and the journal says so."""
-        await self._commit(
-            {
-                "what": "refused",
-                "reason": str(RejectReason.NOT_AUTHORISED),
-                "source": str(envelope.source),
-                "participant": participant[:64],
-            }
-        )
-        raise UnauthorisedError(f"{envelope.source} may not order for {participant}")
+        reason = str(RejectReason.NOT_AUTHORISED)
+        await self._commit({"what": "refused", "reason": reason, "source": str(envelope.source)})
 
     def note_refusal(self, source: Address, fate: str) -> None:
-        """Count an order that messaging has refused (malformed, late, unsigned); the journal gets the counts with the next step.
-
-        Bounded: whoever may publish must not fill the disk with what nobody can read.
-        """
-        key = (fate, str(source))
-        if key not in self._unread and len(self._unread) >= _MOST_REFUSED:
-            key = (fate, "others")
-        self._unread[key] += 1
+        """Count an order that messaging has refused: malformed, late or unsigned."""
+        self._door.note(source, fate)
 
     async def _journal_refusals(self) -> None:
-        unread, self._unread = self._unread, Counter()
-        for (reason, source), count in sorted(unread.items()):
-            await self._commit({"what": "refused", "reason": reason, "source": source, "count": count})
+        for entry in self._door.drained():
+            await self._commit(entry)
 
     def _tell_executions(self) -> None:
         """Tell the owners of resting orders what has just traded; the others have it in their answer."""
@@ -266,8 +238,11 @@ class MarketService:
         for name, trade in executed:
             by_owner.setdefault(name, []).append(trade)
         for name, trades in by_owner.items():
-            for first in range(0, len(trades), _MOST_TRADES):
-                part = tuple(trades[first : first + _MOST_TRADES])
+            if len(self._tasks) >= _MOST_TASKS:
+                log.warning("executions of %s are not told one by one; their commitments tell them", name)
+                return
+            for first in range(0, len(trades), MOST_TRADES):
+                part = tuple(trades[first : first + MOST_TRADES])
                 message = Executions(participant_id=name, area_id=self.config.area, trades=part)
                 self._spawn(self._send(name, message, min(trade.slot_start_ns for trade in part)))
 
@@ -295,7 +270,7 @@ class MarketService:
         )
         return CommitmentList(
             commitments=tuple(
-                _short(self.engine.commitment(query.participant_id, slot), trades=4) for slot in slots[-80:]
+                short(self.engine.commitment(query.participant_id, slot), trades=4) for slot in slots[-80:]
             )
         )
 
@@ -305,11 +280,17 @@ class MarketService:
             return
         slot, now = message.slot_start_ns, self._clock.utc_ns()
         whole = slot % self._slot_ns == 0 and now - _LOOK_BACK_NS <= slot <= now - self._slot_ns
-        if whole and min(message.import_wh, message.export_wh) >= 0:
-            self._intervals.setdefault(message.slot_start_ns, {})[site] = message
+        if not whole or min(message.import_wh, message.export_wh) < 0:
+            return
+        limits = self.engine.risk.limits.get(site)
+        if limits is not None and not limits.plausible(message.import_wh, message.export_wh):
+            # No money follows from a reading that the connection cannot carry: its slot gets the stated substitute.
+            self.note_refusal(Address(self._org, site, GATEWAY_AGENT), "implausible_reading")
+            return
+        self._intervals.setdefault(message.slot_start_ns, {})[site] = message
 
     def _send_commitment(self, commitment: Commitment) -> None:
-        self._spawn(self._deliver(_short(commitment)))
+        self._spawn(self._deliver(short(commitment)))
 
     async def _deliver(self, commitment: Commitment) -> None:
         """Until acknowledged, or the slot is over; then the participant finds it when it asks."""
@@ -324,7 +305,7 @@ class MarketService:
         with self._clock.runner():
             await self._load_intervals()
             now = self._clock.utc_ns()
-            await asyncio.to_thread(self._store_again, now - _STORE_AGAIN_NS)
+            await asyncio.to_thread(self._shelf.again, now - _STORE_AGAIN_NS)
             for name, slot in sorted(self._replica.unacknowledged):
                 if slot + self._slot_ns > now:
                     self._send_commitment(self.engine.commitment(name, slot))
@@ -340,19 +321,21 @@ class MarketService:
         await self._observe(now)
         for slot in self.engine.due(now):
             what = "void" if now >= slot else "clear"
+            if what == "clear" and self.before_close is not None:
+                await self.before_close(slot)
             commitments = await self._commit({"what": what, "slot": slot})
             for commitment in commitments:
                 self._send_commitment(commitment)
             self._executed.clear()  # the commitment tells them
             if self._to_settle(slot):
                 self._unsettled.add(slot)
-            await asyncio.to_thread(self._store_clearing, slot)
+            await asyncio.to_thread(self._shelf.clearing, slot)
         await self._settle(now)
         if now >= self._rules_due_ns:
             self._rules_due_ns = now + _RULES_NS
             seen = market_data(self.engine, now)
             await self._messenger.emit(seen, as_agent=self.address, valid_for_s=300)
-            await asyncio.to_thread(self._store_live, self._live_rows(seen))
+            await asyncio.to_thread(self._shelf.put, self._shelf.live(seen))
             await self._messenger.emit(self.rules(), as_agent=self.address, valid_for_s=300)
         before = now - now % _DAY_NS - self.config.keep_days * _DAY_NS
         if before > self.engine.archived_before_ns and min(self.engine.slots, default=before) < before:
@@ -421,7 +404,7 @@ class MarketService:
     def _to_settle(self, slot_ns: int) -> bool:
         """Whether somebody traded a slot and has no settlement of it."""
         slot = self.engine.slots.get(slot_ns)
-        return slot is not None and any(name not in slot.settlements for name in slot.trades_of)
+        return slot is not None and any(name not in slot.settlements for name in slot.trades_of if not is_link(name))
 
     async def _settle(self, now: int, *, final: bool = False) -> None:
         """Settle what can be: at once when every meter has reported a whole slot, else with substitutes after the wait.
@@ -440,7 +423,7 @@ class MarketService:
                 reading = readings.get(name)
                 metered = reading.import_wh - reading.export_wh if reading is not None and reading.complete else None
                 await self._settle_one(slot_ns, name, metered)
-            await asyncio.to_thread(self._store_settlements, slot_ns)
+            await asyncio.to_thread(self._shelf.settlements, slot_ns)
             self._intervals.pop(slot_ns, None)
             self._unsettled.discard(slot_ns)
 
@@ -473,6 +456,14 @@ class MarketService:
         while len(self._traces) > _MOST_TRACED:
             del self._traces[next(iter(self._traces))]
 
+    async def until(self, now_ns: int) -> None:
+        """Let everything that came before take effect, and time come this far."""
+        await self._commit({"what": "time", "now": now_ns})
+
+    async def exchange(self, slot_ns: int, link: str, energy_wh: int) -> None:
+        """Let a line bring in (positive) or take out energy in a slot's closing auction."""
+        await self._commit({"what": "exchange", "slot": slot_ns, "link": link, "wh": energy_wh})
+
     async def settle_flexibility(
         self, event_id: str, participant: str, delivered_wh: int, price_ticks: int, slot_ns: int | None = None
     ) -> None:
@@ -480,7 +471,7 @@ class MarketService:
         units = max(0, delivered_wh) * max(0, price_ticks)
         entry = {"what": "flexibility", "event": event_id, "participant": participant, "units": units, "slot": slot_ns}
         if await self._commit(entry) and slot_ns is not None:
-            await asyncio.to_thread(self._store_settlements, slot_ns - slot_ns % self._slot_ns)
+            await asyncio.to_thread(self._shelf.settlements, slot_ns - slot_ns % self._slot_ns)
 
     async def halt(self, reason: str, cause: str | None = None) -> None:
         """Take no orders until :meth:`resume` of the same cause; the operator's where none is given."""
@@ -509,42 +500,6 @@ class MarketService:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._take_snapshot()
-
-    # -- the store
-
-    def _store_again(self, since_ns: int) -> None:
-        """After a start: what the journal has and the store may not have got before the last stop."""
-        for slot_ns in sorted(slot for slot in self.engine.slots if slot >= since_ns):
-            if self.engine.slots[slot_ns].clearing is not None:
-                self._store_clearing(slot_ns)
-            self._store_settlements(slot_ns)
-
-    def _live_rows(self, seen: MarketData) -> dict[Table, list[Item]]:
-        """Rows of the products that have changed since the last time."""
-        rows: dict[Table, list[Item]] = {}
-        for product in seen.products:
-            before = self._shown.get(product.slot_start_ns)
-            if product != before:
-                slot = self.engine.slots[product.slot_start_ns]
-                made = live_rows(self.config.area, slot, product, 0 if before is None else before.trades)
-                for table, items in made.items():
-                    rows.setdefault(table, []).extend(items)
-        self._shown = {product.slot_start_ns: product for product in seen.products}
-        return rows
-
-    def _store_live(self, rows: dict[Table, list[Item]]) -> None:
-        for table, items in rows.items():
-            self._store.put(table, items)
-
-    def _store_clearing(self, slot_ns: int) -> None:
-        for table, items in clearing_rows(self.config.area, self.engine.slots[slot_ns]).items():
-            self._store.put(table, items)
-
-    def _store_settlements(self, slot_ns: int) -> None:
-        slot = self.engine.slots.get(slot_ns)
-        items = settlement_rows(slot) if slot is not None else []
-        if items:
-            self._store.put(Table.TRADE_DATA, items)
 
     # -- looking
 

@@ -62,7 +62,7 @@ class Retention:
     """How long what is kept. The lake keeps all of it for good."""
 
     frames_s: int = 7 * 86_400
-    """Samples as they were measured (1 s)."""
+    """Samples as they were measured (1 s), and records as they were told."""
     minutes_s: int = 31 * 86_400
     quarters_s: int = 10 * 366 * 86_400
     """Means of 15 min."""
@@ -179,6 +179,18 @@ class Store(Protocol):
 
     def day_done(self, site_id: str, day_ns: int, version: int) -> None:
         """The lake has this version of a day; one that a late batch has touched since stays due."""
+        ...
+
+    def record_days_due(self, before_ns: int) -> list[tuple[str, int, int]]:
+        """As :meth:`days_due`, of records, by the day in which they came."""
+        ...
+
+    def raw_records(self, site_id: str, start_ns: int, end_ns: int) -> Iterator[tuple[int, RecordBatch]]:
+        """Stored batches of records that came in a window, with the time at which they came, in order."""
+        ...
+
+    def record_day_done(self, site_id: str, day_ns: int, version: int) -> None:
+        """As :meth:`day_done`, of records."""
         ...
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ Keys (``pk``, ``sk``; both text) keep every partition small and none hot:
 | a frame | energy-metrics | ``f|SITE|STREAM|SEQUENCE // 10000`` | sequence |
 | the same by time (index ``by_time``) | | ``tpk`` = ``SITE|STREAM|DAY`` | ``tsk`` = last time |
 | a stream's counts | energy-metrics | ``s|SHARD`` | site and stream |
-| a day for the lake | energy-metrics | ``d|SITE`` | day |
+| a day for the lake, of samples, of records | energy-metrics | ``d|SITE``, ``e|SITE`` | day |
 | which keys there are | each | ``k|SHARD`` | family, name, part |
 
 A frame, its stream's counts, its days and its derived rows are one transaction with the condition that the frame is new, so it
@@ -21,8 +21,9 @@ from __future__ import annotations
 import json
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
 import boto3
@@ -41,6 +42,8 @@ _MOST_BYTES = 380_000
 """Of one item; DynamoDB takes 400 KB with names and keys."""
 _MOST_ROWS = 10_000
 _MOST_TIME = 2**63
+_READ_AT_ONCE = 40
+"""Frames of one read: at their largest 15 MB, of the 16 that one answer holds."""
 _AT_ONCE = 100
 """Items of one transaction."""
 _AGAIN = 5
@@ -132,12 +135,14 @@ class DynamoStore:
             "UpdateExpression": "ADD batches :one, records :records",
             "ExpressionAttributeValues": {":one": {"N": "1"}, ":records": {"N": str(records)}},
         }
-        days = range(first_ns // col.DAY_NS, last_ns // col.DAY_NS + 1) if stream == "points" and records else ()
+        known = stream in {"points", "records"} and records > 0
+        days = range(first_ns // col.DAY_NS, last_ns // col.DAY_NS + 1) if known else ()
+        family = "d" if stream == "points" else "e"
         touched = [
             {
                 "Update": {
                     "TableName": table,
-                    "Key": _key(f"d|{site}", f"{day:010d}"),
+                    "Key": _key(f"{family}|{site}", f"{day:010d}"),
                     "UpdateExpression": "ADD version :one",
                     "ExpressionAttributeValues": {":one": {"N": "1"}},
                 }
@@ -255,11 +260,11 @@ class DynamoStore:
                 continue
             span = (_time_key(max(0, start_ns)), f"{_MOST_TIME:020d}")
             rows = self._query(Table.ENERGY_METRICS, f"{site_id}|points|{day}", between=span, index=True)
-            for row in rows:
-                if int(row["first_ns"]["N"]) < end_ns:
-                    batch = decode_frame(bytes(row["frame"]["B"]), wanted)
-                    if isinstance(batch, Samples):
-                        yield batch
+            inside = (row for row in rows if int(row["first_ns"]["N"]) < end_ns)
+            for _, frame in self._frames(inside):
+                batch = decode_frame(frame, wanted)
+                if isinstance(batch, Samples):
+                    yield batch
 
     def sequences(self, site_id: str, stream: str) -> tuple[int, int]:
         """See :class:`wattmesh_cloud.store.base.Store`."""
@@ -308,9 +313,16 @@ class DynamoStore:
 
     def days_due(self, before_ns: int) -> list[tuple[str, int, int]]:
         """See :class:`wattmesh_cloud.store.base.Store`."""
+        return self._due(before_ns, "points", "d")
+
+    def record_days_due(self, before_ns: int) -> list[tuple[str, int, int]]:
+        """See :class:`wattmesh_cloud.store.base.Store`."""
+        return self._due(before_ns, "records", "e")
+
+    def _due(self, before_ns: int, kind: str, family: str) -> list[tuple[str, int, int]]:
         due = []
-        for site in sorted({site for site, stream in self.streams() if stream == "points"}):
-            for one in self._query(Table.ENERGY_METRICS, f"d|{site}"):
+        for site in sorted({site for site, stream in self.streams() if stream == kind}):
+            for one in self._query(Table.ENERGY_METRICS, f"{family}|{site}"):
                 day, version = int(one["sk"]["S"]) * col.DAY_NS, int(one["version"]["N"])
                 if day <= before_ns - col.DAY_NS and version != int(one.get("done", {"N": "0"})["N"]):
                     due.append((site, day, version))
@@ -318,10 +330,49 @@ class DynamoStore:
 
     def day_done(self, site_id: str, day_ns: int, version: int) -> None:
         """See :class:`wattmesh_cloud.store.base.Store`."""
+        self._done("d", site_id, day_ns, version)
+
+    def record_day_done(self, site_id: str, day_ns: int, version: int) -> None:
+        """See :class:`wattmesh_cloud.store.base.Store`."""
+        self._done("e", site_id, day_ns, version)
+
+    def raw_records(self, site_id: str, start_ns: int, end_ns: int) -> Iterator[tuple[int, RecordBatch]]:
+        """See :class:`wattmesh_cloud.store.base.Store`; the index by time may lag by a moment."""
+        for day in range(start_ns // col.DAY_NS, (end_ns - 1) // col.DAY_NS + 1):
+            span = (_time_key(start_ns), _time_key(end_ns))
+            rows = self._query(Table.ENERGY_METRICS, f"{site_id}|records|{day}", between=span, index=True)
+            inside = (row for row in rows if int(row["tsk"]["S"]) < end_ns)
+            for came, frame in self._frames(inside):
+                batch = decode_frame(frame)
+                if isinstance(batch, RecordBatch):
+                    yield came, batch
+
+    def _frames(self, rows: Iterable[dict[str, Any]]) -> Iterator[tuple[int, bytes]]:
+        """Last time and frame of rows of the index, in their order; the index has no frames, which would be written twice."""
+        table, left = self._prefix + Table.ENERGY_METRICS, iter(rows)
+        while some := list(islice(left, _READ_AT_ONCE)):
+            wanted = [{"pk": row["pk"], "sk": row["sk"]} for row in some]
+            found: dict[tuple[str, str], bytes] = {}
+            for _ in range(_AGAIN):
+                request = {table: {"Keys": wanted, "ConsistentRead": True}}
+                answer = self._call("batch_get_item", RequestItems=request)
+                for item in answer["Responses"].get(table, ()):
+                    found[item["pk"]["S"], item["sk"]["S"]] = bytes(item["frame"]["B"])
+                wanted = answer.get("UnprocessedKeys", {}).get(table, {}).get("Keys", [])
+                if not wanted:
+                    break
+            else:
+                raise UnavailableError("DynamoDB: too many reads at once")
+            for row in some:
+                frame = found.get((row["pk"]["S"], row["sk"]["S"]))
+                if frame is not None:  # gone by its time to live since the index was read
+                    yield int(row["tsk"]["S"]), frame
+
+    def _done(self, family: str, site_id: str, day_ns: int, version: int) -> None:
         self._call(
             "update_item",
             TableName=self._prefix + Table.ENERGY_METRICS,
-            Key=_key(f"d|{site_id}", f"{day_ns // col.DAY_NS:010d}"),
+            Key=_key(f"{family}|{site_id}", f"{day_ns // col.DAY_NS:010d}"),
             UpdateExpression="SET done = :version",
             ExpressionAttributeValues={":version": {"N": str(version)}},
         )
@@ -419,7 +470,7 @@ def table_definition(prefix: str, table: Table) -> dict[str, Any]:
                     {"AttributeName": "tpk", "KeyType": "HASH"},
                     {"AttributeName": "tsk", "KeyType": "RANGE"},
                 ],
-                "Projection": {"ProjectionType": "ALL"},
+                "Projection": {"ProjectionType": "INCLUDE", "NonKeyAttributes": ["first_ns"]},
             }
         ]
     return definition

@@ -24,7 +24,7 @@ from wattmesh_cloud.frames import Samples, decode_frame
 from wattmesh_cloud.store import columns as col
 from wattmesh_cloud.store.base import Derived, FrameRow, Item, Retention, Series, Table, frame_row
 
-POINTS = "points"
+POINTS, RECORDS = "points", "records"
 _MINUTE_S, _QUARTER_S = 60, 900
 _SPANS = {_MINUTE_S: col.HOUR_NS, _QUARTER_S: col.DAY_NS}
 _PRUNE_AT_ONCE = 2000
@@ -63,6 +63,9 @@ _SCHEMA = (
     # Batches that came for hours whose frames are gone: added to the means instead of replacing them.
     "CREATE TABLE IF NOT EXISTS late (site TEXT, start INTEGER, sequence INTEGER, PRIMARY KEY (site, start, sequence))"
     " WITHOUT ROWID",
+    # Days in which records came that have to go to the lake.
+    "CREATE TABLE IF NOT EXISTS record_days (site TEXT, start INTEGER, version INTEGER, PRIMARY KEY (site, start))"
+    " WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS marks (name TEXT PRIMARY KEY, value INTEGER) WITHOUT ROWID",
 )
 
@@ -87,6 +90,8 @@ class SqliteStore:
                 db.execute(statement)
             if not db.execute("SELECT 1 FROM marks WHERE name = 'noted'").fetchone():
                 _note_all(db)
+            if not db.execute("SELECT 1 FROM marks WHERE name = 'noted_records'").fetchone():
+                _note_all_records(db)
         self._watermark = self._mark("watermark")
 
     def _connection(self) -> sqlite3.Connection:
@@ -145,17 +150,21 @@ class SqliteStore:
         """Which were new; known ones are left as they are."""
         new = []
         hours: set[tuple[str, int]] = set()
+        told: set[tuple[str, int]] = set()
         row = db.execute("SELECT value FROM marks WHERE name = 'watermark'").fetchone()
         self._watermark = int(row[0]) if row else 0  # another process may have moved it
         for row in rows:
             new.append(db.execute(_INSERT, row).rowcount == 1)
             site, stream, sequence, first, last, records, _ = row
+            if new[-1] and stream == RECORDS and records:
+                told.add((site, first - first % col.DAY_NS))
             if new[-1] and stream == POINTS and records:
                 touched = range(first - first % col.HOUR_NS, last + 1, col.HOUR_NS)
                 hours.update((site, hour) for hour in touched)
                 late = [(site, hour, sequence) for hour in touched if hour < self._watermark]
                 db.executemany("INSERT OR IGNORE INTO late VALUES (?, ?, ?)", late)
         _touch(db, hours)
+        db.executemany(f"INSERT INTO record_days {_TOUCH}", sorted(told))
         return new
 
     def put(self, table: Table, items: Sequence[Item]) -> None:
@@ -351,20 +360,25 @@ class SqliteStore:
             self._watermark = horizon
         if not db.execute("SELECT 1 FROM hours WHERE start < ? LIMIT 1", (self._watermark,)).fetchone():
             for site, stream in self.streams():
-                while stream == POINTS and self._forget(site, stream):
+                while stream == POINTS and self._forget(site, stream, self._watermark):
                     pass
+        (oldest,) = db.execute("SELECT MIN(start) FROM record_days").fetchone()
+        told = min(now_ns - keep.frames_s * col.NS, now_ns if oldest is None else oldest)
+        for site, stream in self.streams():
+            while stream == RECORDS and self._forget(site, stream, told):
+                pass
         with self._transaction() as writing:
             for step, seconds in ((_MINUTE_S, keep.minutes_s), (_QUARTER_S, keep.quarters_s)):
                 before = now_ns - seconds * col.NS - _SPANS[step]
                 writing.execute("DELETE FROM chunks WHERE step_s = ? AND start < ?", (step, before))
 
-    def _forget(self, site: str, stream: str) -> bool:
-        """Take frames before the watermark away and keep their sequences as runs; whether there may be more."""
+    def _forget(self, site: str, stream: str, before_ns: int) -> bool:
+        """Take frames of before a time away and keep their sequences as runs; whether there may be more."""
         with self._transaction() as db:
             rows = db.execute(
                 "SELECT sequence, records FROM batches WHERE site = ? AND stream = ? AND last_ns < ?"
                 " ORDER BY last_ns LIMIT ?",
-                (site, stream, self._watermark, _PRUNE_AT_ONCE),
+                (site, stream, before_ns, _PRUNE_AT_ONCE),
             ).fetchall()
             db.executemany(
                 "DELETE FROM batches WHERE site = ? AND stream = ? AND sequence = ?",
@@ -383,6 +397,29 @@ class SqliteStore:
         """See :class:`wattmesh_cloud.store.base.Store`."""
         with self._transaction() as db:
             db.execute("DELETE FROM days WHERE site = ? AND start = ? AND version = ?", (site_id, day_ns, version))
+
+    def record_days_due(self, before_ns: int) -> list[tuple[str, int, int]]:
+        """See :class:`wattmesh_cloud.store.base.Store`."""
+        query = "SELECT site, start, version FROM record_days WHERE start <= ? ORDER BY start, site"
+        return self._connection().execute(query, (before_ns - col.DAY_NS,)).fetchall()
+
+    def record_day_done(self, site_id: str, day_ns: int, version: int) -> None:
+        """See :class:`wattmesh_cloud.store.base.Store`."""
+        with self._transaction() as db:
+            query = "DELETE FROM record_days WHERE site = ? AND start = ? AND version = ?"
+            db.execute(query, (site_id, day_ns, version))
+
+    def raw_records(self, site_id: str, start_ns: int, end_ns: int) -> Iterator[tuple[int, RecordBatch]]:
+        """See :class:`wattmesh_cloud.store.base.Store`."""
+        frames = self._connection().execute(
+            "SELECT last_ns, frame FROM batches WHERE site = ? AND stream = 'records' AND last_ns >= ? AND last_ns < ?"
+            " ORDER BY last_ns, sequence",
+            (site_id, start_ns, end_ns),
+        )
+        for came, frame in frames:
+            batch = decode_frame(frame)
+            if isinstance(batch, RecordBatch):
+                yield came, batch
 
     def _mark(self, name: str) -> int:
         row = self._connection().execute("SELECT value FROM marks WHERE name = ?", (name,)).fetchone()
@@ -414,6 +451,14 @@ def _note_all(db: sqlite3.Connection) -> None:
     }
     _touch(db, hours)
     db.execute("INSERT INTO marks VALUES ('noted', 1)")
+
+
+def _note_all_records(db: sqlite3.Connection) -> None:
+    """A file from before days of records were noted."""
+    rows = db.execute("SELECT DISTINCT site, first_ns FROM batches WHERE stream = 'records' AND records > 0")
+    days = {(site, first - first % col.DAY_NS) for site, first in rows}
+    db.executemany(f"INSERT INTO record_days {_TOUCH}", sorted(days))
+    db.execute("INSERT INTO marks VALUES ('noted_records', 1)")
 
 
 def _touch(db: sqlite3.Connection, hours: set[tuple[str, int]]) -> None:

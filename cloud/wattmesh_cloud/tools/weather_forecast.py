@@ -10,6 +10,7 @@ from wattmesh_cloud.store.base import Table
 from wattmesh_cloud.tools.base import Caller, Context, Limit, SiteId
 
 _FOR_EVER = 2**62
+_HOUR_NS = 3600 * 1_000_000_000
 _LOOK_BACK_NS = 7 * 86_400 * 1_000_000_000
 
 Quantity = Annotated[Literal["pv_wh", "load_wh"], Field(description="Production or demand, watt-hours a slot")]
@@ -26,6 +27,8 @@ def energy_forecast(context: Context, caller: Caller, site_id: SiteId, quantity:
 
 
 def weather(context: Context, caller: Caller, site_id: SiteId, limit: Limit = 48) -> list[dict[str, Any]]:
-    """Stored weather of a site (irradiance, cloud, wind, temperature, humidity) where a provider is connected; newest first."""
-    found = context.store.query(Table.FORECAST_DATA, f"{site_id}#weather", 0, _FOR_EVER, limit=limit, newest_first=True)
+    """Expected weather of a site from the running hour on: irradiance, cloud, wind, temperature, humidity, source, issue time."""
+    now = context.clock.utc_ns()
+    first = now - now % _HOUR_NS
+    found = context.store.query(Table.FORECAST_DATA, f"{site_id}#weather", first, _FOR_EVER, limit=limit)
     return [{"time_ns": item.time_ns, **item.data} for item in found]

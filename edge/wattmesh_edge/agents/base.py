@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ from wattmesh_edge.agents.planner import (
     follow_band,
     value_of_storage,
 )
+from wattmesh_edge.agents.response import promised_wh
 from wattmesh_edge.image import SiteImage
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,8 @@ HORIZON_SLOTS = 96
 _PROFILE_WEIGHT = 0.25
 """Of a new day in the seasonal profile: about a week of memory."""
 _LEASE_PERIODS = 4
+_DECILES = 2.563
+"""Standard deviations of a normal distribution between its first and its last decile."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -66,12 +70,25 @@ class Outlook:
     grid_wh: tuple[float, ...] = ()
     """Expected exchange with the grid of the slots from ``value.start_ns`` on."""
     source: str = "self-consumption"
+    export_limit_w: float = 0.0
+    """What the connection may export: how far a demand-response offer may go."""
+    promised_wh: float = 0.0
+    """Energy kept for what was promised for demand response; renewed each cycle."""
 
     def reserved(self) -> Storage:
-        """The storage with the larger of the site's own reserve and the one that the strategy wishes (half of it at most)."""
+        """The storage with the larger of the site's own reserve and the one that the strategy wishes (half of it at most).
+
+        What was promised for demand response is kept on top of the site's own.
+        """
         wished = self.strategy.reserve_soc_percent if self.strategy is not None else 0.0
         wished_wh = min(wished, 50.0) / 100 * self.storage.energy_wh
-        return replace(self.storage, reserve_wh=max(self.storage.reserve_wh, wished_wh))
+        kept_wh = self.storage.reserve_wh + self.promised_wh
+        return replace(self.storage, reserve_wh=max(kept_wh, wished_wh))
+
+    def expected_grid_w(self, slot_ns: int) -> float | None:
+        """Expected exchange of a slot by the plan; none where it does not reach."""
+        index = (slot_ns - self.value.start_ns) // SLOT_NS if self.value is not None else -1
+        return self.grid_wh[index] * 3600 / SLOT_S if 0 <= index < len(self.grid_wh) else None
 
     def learn(self, interval: IntervalEnergy) -> None:
         """Take a finished slot into the seasonal profile."""
@@ -103,6 +120,20 @@ class Outlook:
         own = self.profile.get(slot_ns // SLOT_NS % (86_400 // SLOT_S))
         return None if own is None else (own[0] - own[1], "tariff")
 
+    def spread_wh(self, slot_ns: int) -> float:
+        """Standard deviation of a slot's net load by the cloud's quantiles (errors of load and PV independent); 0 for unknown."""
+        widths = []
+        for quantity in ("load_wh", "pv_wh"):
+            forecast = self.forecasts.get(quantity)
+            index = -1 if forecast is None else (slot_ns - forecast.start_ns) // SLOT_NS
+            if forecast is None or forecast.slot_s != SLOT_S or not 0 <= index < len(forecast.values):
+                return 0.0
+            row, levels = forecast.values[index], forecast.levels
+            if len(row) < 2 or (levels[0], levels[-1]) != (0.1, 0.9):
+                return 0.0
+            widths.append(max(0.0, row[-1] - row[0]) / _DECILES)
+        return math.hypot(*widths)
+
     def net_of(self, slot_ns: int) -> float | None:
         """Expected load less PV of a slot; none where nothing is known."""
         found = self.expected_net_wh(slot_ns)
@@ -121,7 +152,10 @@ class Outlook:
         prices = [self.tariff.import_price_ticks(start + index * SLOT_NS) for index in range(len(known))]
         feed_in = self.tariff.feed_in_ticks()
         self.import_ticks = tuple(prices)
-        self.value = value_of_storage(self.storage, self.net_wh, prices, feed_in, start_ns=start, slot_s=SLOT_S)
+        spread = [self.spread_wh(start + index * SLOT_NS) for index in range(len(known))]
+        self.value = value_of_storage(
+            self.storage, self.net_wh, prices, feed_in, start_ns=start, slot_s=SLOT_S, spread_wh=spread
+        )
         own = expected_grid_wh(self.storage, self.value, stored_wh, self.net_wh, prices, feed_in)
         if self.band_w(now_ns) is not None and self.site_plan is not None:  # what will be followed is what is ordered
             planned = [self.site_plan.expected_grid_w(start + index * SLOT_NS) for index in range(len(own))]
@@ -205,6 +239,7 @@ class SiteAgent(ABC):
             image: The site.
             traded_wh: Grid energy of the running slot so far, from the meter.
         """
+        self.outlook.promised_wh = promised_wh(self.outlook, image.time_ns)
         proposals = self._battery(image, traded_wh)
         proposals += self._demand_response(image)
         return proposals + self._peak_guard(image, traded_wh)

@@ -130,6 +130,24 @@ class FlexibleAgent:
             for need in self._needs
         )
 
+    def waits_w(self, start_ns: int, end_ns: int, now_ns: int) -> float:
+        """Mean power in a time to come of loads that would run in it, and would still have what they need in time without it."""
+        total = 0.0
+        for need in self._needs:
+            window = self.window(need, start_ns)
+            if window is None:
+                continue
+            begun, wh = self.taken.get(need.device, (0, 0.0))
+            left_wh = need.energy_wh - (wh if begun == window[0] else 0.0)
+            slots = range(slot_start_ns(max(now_ns, window[0]), SLOT_S), window[1], SLOT_NS)
+            cheapest = sorted(slots, key=lambda slot: (self._tariff.import_price_ticks(slot), slot))
+            running = cheapest[: max(0, math.ceil(left_wh / need.power_w * 3600 / SLOT_S))]
+            hit = sum(start_ns <= slot < end_ns for slot in running) * SLOT_NS
+            spare_h = (window[1] - end_ns) / 3.6e12 - 2 * SLOT_S / 3600
+            if hit and left_wh / need.power_w <= spare_h:
+                total += need.power_w * hit / (end_ns - start_ns)
+        return total
+
     def to_keep(self) -> bool:
         """Whether enough was taken since this was last true that it is worth a write."""
         moved = [

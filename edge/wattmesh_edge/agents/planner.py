@@ -113,7 +113,7 @@ def value_of_storage(
         spread_wh: Standard deviation of each slot's net load; none for a forecast taken as certain.
     """
     step = storage.energy_wh / (LEVELS - 1)
-    reach = max(1, int(storage.power_w * slot_s / 3600 / step))
+    reach = min(LEVELS - 1, max(1, int(storage.power_w * slot_s / 3600 / step)))
     one_way = storage.efficiency
     wear = CYCLE_COST_TICKS
     # Energy at the end is worth what it replaces at the cheapest hour: neither hoarded nor thrown away.

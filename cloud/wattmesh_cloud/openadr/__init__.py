@@ -1,0 +1,1 @@
+"""OpenADR 3: a virtual end node whose events become our demand-response events."""
