@@ -46,7 +46,7 @@ EXPECTED = {
     "list_grid_areas": "RH", "list_warnings": "RH", "get_emergencies": "RH", "ask_emergency": "OH", "confirm_emergency": "OH",
     "release_emergency": "OH",
     "list_agent_records": "R", "get_switch": "R", "list_approvals": "RH", "approve_proposal": "OH", "refuse_proposal": "OH",
-    "propose": "OH",
+    "propose": "OH", "ask_agents": "R",
     "get_lab": "EH", "start_fault": "EH", "start_disturbance": "EH", "clear_lab": "EH",
 }  # fmt: skip
 ROLES = {"R": set(Role), "O": {Role.OPERATOR, Role.ADMIN}, "T": {Role.TRADER, Role.ADMIN}, "E": {Role.ENGINEER, Role.ADMIN},
