@@ -92,6 +92,14 @@ def _people_routes(routes: APIRouter, view: CloudView) -> None:
         )
         return m.ApprovalRow.model_validate(found.plain())
 
+    @routes.post("/ask")
+    async def ask_agents(who: Reader, wanted: m.Question) -> m.AgentAnswer:
+        """A question in words, answered from records that it cites; what a role may not see is not in the answer."""
+        roles = {READER} | ({OPERATOR} if who.may(Permission.OPERATE) else set())
+        caller = Caller(id=f"operator:{who.name}", roles=frozenset(roles), sites=who.sites)
+        answer = await strategy.ask(wanted.question, caller)
+        return m.AgentAnswer.model_validate(answer.plain())
+
     @routes.post("/proposals", status_code=201)
     async def propose(who: HostOperator, wanted: m.NewProposal) -> m.AgentRecord:
         """Ask an agent for something: its guards have the word, and where they say so, a person."""
