@@ -47,6 +47,7 @@ EXPECTED = {
     "release_emergency": "OH",
     "list_agent_records": "R", "get_switch": "R", "list_approvals": "RH", "approve_proposal": "OH", "refuse_proposal": "OH",
     "propose": "OH", "ask_agents": "R",
+    "get_report": "R", "make_report": "R", "list_reports": "R", "get_report_file": "R",
     "get_lab": "EH", "start_fault": "EH", "start_disturbance": "EH", "clear_lab": "EH",
 }  # fmt: skip
 ROLES = {"R": set(Role), "O": {Role.OPERATOR, Role.ADMIN}, "T": {Role.TRADER, Role.ADMIN}, "E": {Role.ENGINEER, Role.ADMIN},

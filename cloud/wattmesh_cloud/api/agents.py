@@ -108,16 +108,6 @@ def _people_routes(routes: APIRouter, view: CloudView) -> None:
         return m.AgentRecord.model_validate(record.plain())
 
 
-def _question_routes(routes: APIRouter, view: CloudView) -> None:
-    @routes.post("/ask")
-    async def ask_agents(who: Reader, wanted: m.Question) -> m.AskAnswer:
-        """Ask in words: why something happened, how something is, or to prepare demand response for a person's approval."""
-        roles = frozenset({READER, OPERATOR} if who.may(Permission.OPERATE) else {READER})
-        caller = Caller(id=f"operator:{who.name}", roles=roles, sites=who.sites)
-        answer = await view.strategy.ask(wanted.question, caller)
-        return m.AskAnswer.model_validate(answer.plain())
-
-
 def agent_routes(view: CloudView) -> APIRouter:
     """The routes."""
     routes = APIRouter(prefix="/agents", tags=["agents"], responses=PROBLEMS)
@@ -175,7 +165,6 @@ def agent_routes(view: CloudView) -> APIRouter:
         return [m.AgentRecord.model_validate(one) for one in own[:limit]]
 
     _people_routes(routes, view)
-    _question_routes(routes, view)
 
     @routes.get("/registry")
     async def list_registry(

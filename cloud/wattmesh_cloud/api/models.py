@@ -706,31 +706,6 @@ class NewProposal(Request):
     )
 
 
-class Question(Request):
-    """An operator's question in words."""
-
-    question: Annotated[str, Field(min_length=3, max_length=400, examples=["why did site 3 not sell at six?"])]
-
-
-class CitationRow(Answer):
-    """A record that an answer rests on."""
-
-    id: str = Field(description="TABLE/PARTITION/TIME/ID of the store, or a decision's id")
-    time_ns: Time
-
-
-class AskAnswer(Answer):
-    """An answer from records; what cannot be answered says what can."""
-
-    question: str
-    kind: str = Field(description="Which of the known questions it was taken for; unknown for none")
-    text: str
-    source: str = Field(description="template or model")
-    detail: str = Field(description="What became of asking a model")
-    approval: str | None = Field(description="A proposal that waits for a person because of it")
-    citations: list[CitationRow]
-
-
 class CardRow(Answer):
     """An agent's card, of ours or of another make."""
 
