@@ -106,10 +106,14 @@ class Home:
         ]
         self.prices = [price(slot + ahead) for ahead in range(DAY)]
         self.start = FIRST_NS + slot * SLOT_NS
+        self.looked = {}
         self.value = value_of_storage(BASE, self.expected, self.prices, FEED, start_ns=self.start, slot_s=900)
 
     def outlook(self, arm):
-        return expected_grid_wh(BASE, self.value, self.stored[arm], self.expected, self.prices, FEED)
+        """As the gateway makes it once an hour."""
+        if arm not in self.looked:
+            self.looked[arm] = expected_grid_wh(BASE, self.value, self.stored[arm], self.expected, self.prices, FEED)
+        return self.looked[arm]
 
     def step(self, arm, at, slot, *, reserve, limit, committed):
         """One quarter hour; grid energy. The battery keeps the limit down to the site's own reserve."""

@@ -1,6 +1,6 @@
 """Demand response on a simulated fleet: event peaks against the same fleet without events, delivery, comfort, baseline errors.
 
-usage: benchmarks/demand_response.py [--json] [--seeds 101,102,103] [--sites 20] [--days 28]
+usage: benchmarks/demand_response.py [--json] [--seeds 101,102,103] [--sites 20] [--days 17]
 
 Each fleet is drawn by its seed: recorded homes (CityLearn 2022, five homes, moved by whole weeks and with their own swings inside
 the hour), six of ten with a battery, four of ten with an electric car that has to be full at seven, flat tariff. It is played
@@ -37,8 +37,8 @@ DAY_NS, WEEK_NS = 86_400 * NS, 7 * 86_400 * NS
 HOMES = tuple(f"b{number:02d}" for number in range(1, 6))
 TARIFF = Tariff(default_price=0.25, feed_in_price=0.05, time_zone="Etc/GMT+7")
 SLOW_S = 450
-WARM_DAYS = 17
-"""Before the first event: ten working days of history for the baselines, and weekends between them."""
+WARM_DAYS = 10
+"""Before the first event: the working days of history that a baseline needs at least, and weekends between them."""
 
 
 def sites(seed: int, count: int, start_ns: int) -> list[SimulatedSite]:
@@ -54,7 +54,7 @@ def sites(seed: int, count: int, start_ns: int) -> list[SimulatedSite]:
         )
         setup = SiteSetup(
             id=f"site-{number:02d}", tariff=TARIFF, battery_wh=6400.0 if has_battery else 0.0, battery_w=5000.0,
-            import_limit_w=17_000.0, export_limit_w=8000.0, car=car if has_car else None, step_s=SLOW_S,
+            import_limit_w=17_000.0, export_limit_w=8000.0, car=car if has_car else None, step_s=SLOW_S, replan_s=14_400,
         )  # fmt: skip
         own = seed * 1000 + number
 
@@ -68,7 +68,7 @@ def sites(seed: int, count: int, start_ns: int) -> list[SimulatedSite]:
     return found
 
 
-async def play(seed: int, count: int, days: int, start_ns: int, *, events: bool, folder: Path) -> Fleet:
+async def play(seed: int, count: int, days: int, warm: int, start_ns: int, *, events: bool, folder: Path) -> Fleet:
     """Slow steps while nothing happens; minutes in the hours in which events are."""
     folder.mkdir()
     config = GridConfig.model_validate(
@@ -76,8 +76,8 @@ async def play(seed: int, count: int, days: int, start_ns: int, *, events: bool,
     )
     fleet = Fleet(sites(seed, count, start_ns), config, folder, start_ns)
     async with fleet:
-        await fleet.run(start_ns + WARM_DAYS * DAY_NS, step_s=900)
-        for day in range(WARM_DAYS, days):
+        await fleet.run(start_ns + warm * DAY_NS, step_s=900)
+        for day in range(warm, days):
             morning = start_ns + day * DAY_NS
             await fleet.run(morning + 7 * 3600 * NS, step_s=SLOW_S)
             if events and (plan := fleet.service.plan_event()) is not None:
@@ -157,7 +157,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--seeds", default="101,102,103")
     parser.add_argument("--sites", type=int, default=20)
-    parser.add_argument("--days", type=int, default=28)
+    parser.add_argument("--days", type=int, default=17)
+    parser.add_argument("--warm", type=int, default=WARM_DAYS, help="days before the first event")
     parser.add_argument("--first-week", type=int, default=12)
     parser.add_argument("--events", action="store_true", help="every event, one a line")
     arguments = parser.parse_args()
@@ -171,6 +172,7 @@ def main() -> None:
                         seed,
                         arguments.sites,
                         arguments.days,
+                        arguments.warm,
                         start_ns,
                         events=events,
                         folder=Path(folder) / str(events),

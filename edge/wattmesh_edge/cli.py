@@ -10,8 +10,12 @@ import math
 import signal
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wattmesh_a2a.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from wattmesh_edge.releases import Releases
 
 
 def gateway(argv: list[str]) -> int:
@@ -48,8 +52,13 @@ def gateway(argv: list[str]) -> int:
             raise ConfigurationError(f"{report} does not exist: the gateway has not run yet")
         print(json.dumps(json.loads(report.read_text(encoding="ascii")), indent=1))
         return 0
-    asyncio.run(_run(arguments.file, arguments.time_server, arguments.ready_file))
-    return 0
+    from wattmesh_edge.releases import Releases
+
+    releases = Releases(site.state / "releases", arguments.file.resolve())
+    while True:
+        releases.enter(["gateway", *argv])
+        if asyncio.run(_run(arguments.file, arguments.time_server, arguments.ready_file, releases)):
+            return 0
 
 
 class JsonLines(logging.Formatter):
@@ -73,7 +82,8 @@ class JsonLines(logging.Formatter):
         return json.dumps(fields, ensure_ascii=False)
 
 
-async def _run(file: Path, time_server: str | None, ready: Path | None) -> None:
+async def _run(file: Path, time_server: str | None, ready: Path | None, releases: Releases) -> bool:
+    """Run until the end (true) or until another software is to go on (false)."""
     from wattmesh_a2a.clock import open_clock
 
     from wattmesh_edge.config import load_site
@@ -86,7 +96,8 @@ async def _run(file: Path, time_server: str | None, ready: Path | None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with open_clock(site.model.site, time_server) as clock:
-        await run_gateway(site, clock, stop, ready, versions)
+        await run_gateway(site, clock, stop, ready, versions, releases)
+    return stop.is_set()
 
 
 def why(argv: list[str]) -> int:

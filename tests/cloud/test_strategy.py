@@ -44,9 +44,11 @@ def test_a_usual_peak_and_an_unknown_one_are_not():
 
 def test_a_battery_holds_the_level_that_its_energy_allows():
     day = [250] * 80 + [1250] * 4 + [250] * 12
-    proposal = limit_of(day, day, battery_wh=4000.0 / 0.7 / 1.0)
-    # Four quarter hours of 1250 Wh with 4000 Wh in hand leave 250 Wh each, the rest of the day's own level: 1000 W, times 1.1.
-    assert proposal.limit_w == pytest.approx(1100, abs=1)
+    proposal = limit_of(day, day, battery_wh=4000.0 / 0.7)
+    # Four quarter hours of 1250 Wh with 4000 Wh in hand leave 250 Wh each, the rest of the day's own level: 1000 W, times 1.5.
+    assert proposal.limit_w == pytest.approx(1500, abs=1)
+    learned = limit_of(day, day, battery_wh=4000.0 / 0.7, settings={"peak_factor": 1.1})
+    assert learned.limit_w == pytest.approx(1100, abs=1)
     assert limit_of(day, day, battery_wh=0.0).limit_w == 2500, "without one, the rule for peaks that stand out"
 
 
@@ -63,7 +65,7 @@ def test_the_shaved_level_is_the_lowest_that_every_peak_allows(usable):
 
     level = shaved_level_w(nets, usable)
     assert needed(level) <= usable + 0.1
-    assert level == pytest.approx(0, abs=0.1) or needed(level - 1) > usable
+    assert level == pytest.approx(0, abs=0.2) or needed(level - 1) > usable
 
 
 def test_without_a_forecast_no_trading_and_without_a_past_no_strategy():

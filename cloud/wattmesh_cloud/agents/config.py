@@ -14,8 +14,9 @@ from wattmesh_cloud.agents.guards import APPROVED_BY_A_PERSON
 class ModelConfig(StrictModel):
     """A language model that may refine the policies; needs the extra ``bedrock``."""
 
-    provider: Literal["bedrock", "openai", "ollama"] = "bedrock"
-    """``openai`` is any server with that interface."""
+    provider: Literal["bedrock", "agentcore", "openai", "ollama"] = "bedrock"
+    """``openai`` is any server with that interface; ``agentcore`` the five runtimes on AgentCore."""
+    runtimes: dict[str, str] = Field(default_factory=dict, description="agent: ARN of its runtime, for agentcore")
     id: str = Field(default="global.anthropic.claude-sonnet-4-6", min_length=1, max_length=200)
     region: str | None = None
     url: str | None = Field(default=None, description="another endpoint than the provider's own")

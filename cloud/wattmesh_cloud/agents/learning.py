@@ -41,8 +41,8 @@ PARAMETERS: dict[str, Parameter] = {
     "peak_factor": Parameter(
         agent="consumer",
         meaning="peak limit over the level that the battery could have held on the last days",
-        default=1.1,
-        values=(0.95, 1.1, 1.3),
+        default=1.5,
+        values=(1.1, 1.5, 2.0),
     ),
     "peak_reserve": Parameter(
         agent="producer",

@@ -17,6 +17,10 @@ def reasoner(config: ModelConfig | None, toolbox: Toolbox) -> Reasoner | None:
     """
     if config is None:
         return None
+    if config.provider == "agentcore":
+        from wattmesh_cloud.agents.agentcore import AgentCoreReasoner
+
+        return AgentCoreReasoner(config.runtimes, config.region, config.deadline_s)
     try:
         from wattmesh_cloud.agents.strands_reasoner import StrandsReasoner
     except ModuleNotFoundError as error:

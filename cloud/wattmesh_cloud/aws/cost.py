@@ -113,16 +113,15 @@ def fleet_month(sites: int, load: SiteLoad, prices: Prices | None = None) -> dic
     price = prices or Prices()
     one = site_month(load, price)
     batches = sites * (SECONDS / load.batch_s + load.records_a_day * DAYS)
-    frame_units = (
-        math.ceil(load.batch_bytes / 1024) * 2 * 2 + 2 * 3
-    )  # frame and its index, counts and day, in a transaction
+    # Frame, counts and day in a transaction, and the index, which has no frame.
+    frame_units = math.ceil(load.batch_bytes / 1024) * 2 + 2 * 2 + 1
     samples = sites * load.points * SECONDS / load.period_s
     raw_gb = sites * SECONDS / load.batch_s * load.batch_bytes / 1e9
     costs = {
         "iot": sites * one.total,
         "sqs": batches * price.sqs_request * (1 + 2 / 10),
         "lambda": batches / 10 * price.lambda_request + batches * 0.02 * 0.5 * price.lambda_gb_second,
-        "dynamodb": batches * frame_units * price.dynamodb_write_unit + raw_gb * 2 * 7 / DAYS * price.dynamodb_gb_month,
+        "dynamodb": batches * frame_units * price.dynamodb_write_unit + raw_gb * 7 / DAYS * price.dynamodb_gb_month,
         "s3": samples * 1.5 / 1e9 * price.s3_gb_month + sites * DAYS * price.s3_put,
     }
     return {**costs, "total": sum(costs.values())}

@@ -4,6 +4,7 @@
   same kind without an event; at weekends three of five. Source: NYISO Emergency Demand Response Program Manual, section 5.2
   (Average Day CBL, five of ten); CAISO tariff section 4.13.4 (5-in-10 for homes, 3-in-5 at weekends), chosen for homes in
   *California ISO Baseline Accuracy Assessment* (Nexant, 20 November 2017). In the terms of NAESB WEQ-015 this is *Baseline Type-I*.
+  For an aggregation the days are chosen by its sum, and are the same for all its sites.
 - **Day-of adjustment**: symmetric and additive, by the mean difference in the three hours that end an hour before the event (PJM
   Manual 11, section 10.4, *Symmetric Additive Adjustment*), and at most by a share of the baseline (CAISO: 40 % for homes).
   Here the hours end before the event is announced, too: what is known of an event cannot be answered by raising its baseline.
@@ -18,7 +19,7 @@ Everything here is pure: readings in, watts out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta, tzinfo
 from enum import StrEnum
@@ -100,31 +101,87 @@ def high_of_days(
         excluded: Local dates that count for nobody: days of events, holidays.
     """
     rules = rules or Rules()
+    backs = highest_days(readings, start_ns, end_ns, zone, rules=rules, excluded=excluded)
+    return None if backs is None else mean_of_days(readings, start_ns, end_ns, zone, backs, rules=rules)
+
+
+def highest_days(
+    readings: Readings,
+    start_ns: int,
+    end_ns: int,
+    zone: tzinfo,
+    *,
+    rules: Rules | None = None,
+    excluded: Collection[date] = (),
+) -> tuple[int, ...] | None:
+    """How many days back the days lie that a baseline is made of; none where too few have whole readings.
+
+    For an aggregation the days are those of its sum, the same for all of its sites: each site's own five highest days would be too
+    high together (CAISO's assessment, section 2, *aggregated versus customer specific baselines*). The arguments are those of
+    :func:`high_of_days`.
+    """
+    rules = rules or Rules()
     window = slots_of(start_ns, end_ns)
     first = local_time(start_ns, zone).date()
     weekend = first.weekday() >= 5
     wanted, highest = (rules.weekend_days, rules.weekend_highest) if weekend else (rules.days, rules.highest)
-    found: list[tuple[float, int, list[float]]] = []
+    found: list[tuple[float, int]] = []
     for back in range(1, _LOOK_BACK_DAYS + 1):
         day = first - timedelta(days=back)
         if (day.weekday() >= 5) is not weekend or day in excluded:
             continue
         powers = _powers(readings, window, back, zone)
         if powers is not None:
-            found.append((sum(powers), back, powers))
+            found.append((sum(powers), back))
             if len(found) == wanted:
                 break
     if len(found) < highest:
         return None
-    chosen = sorted(found, key=lambda one: (-one[0], one[1]))[:highest]
-    mean = [sum(column) / highest for column in zip(*(powers for _, _, powers in chosen), strict=True)]
-    shift = _adjustment(readings, start_ns, zone, [back for _, back, _ in chosen], rules)
+    return tuple(sorted(back for _, back in sorted(found, key=lambda one: (-one[0], one[1]))[:highest]))
+
+
+def mean_of_days(
+    readings: Readings, start_ns: int, end_ns: int, zone: tzinfo, backs: Sequence[int], *, rules: Rules | None = None
+) -> Baseline | None:
+    """The baseline over days that were chosen, with the day's own adjustment; none where a reading of one is missing.
+
+    Args:
+        readings: Net energy of the site.
+        start_ns: Of the event, UTC.
+        end_ns: Of the event.
+        zone: Where days begin at midnight.
+        backs: How many days before.
+        rules: How it is adjusted.
+    """
+    window = slots_of(start_ns, end_ns)
+    rows = [_powers(readings, window, back, zone) for back in backs]
+    known = [row for row in rows if row is not None]
+    if len(known) < len(rows) or not known:
+        return None
+    mean = [sum(column) / len(known) for column in zip(*known, strict=True)]
+    shift = _adjustment(readings, start_ns, zone, backs, rules or Rules())
+    first = local_time(start_ns, zone).date()
     return Baseline(
         power_w=tuple(power + shift for power in mean),
         method=Method.HIGH_5_OF_10,
-        days=tuple(sorted(str(first - timedelta(days=back)) for _, back, _ in chosen)),
+        days=tuple(sorted(str(first - timedelta(days=back)) for back in backs)),
         adjustment_w=shift,
     )
+
+
+def together(sites: Iterable[Readings]) -> dict[int, float]:
+    """The sum of sites in each quarter hour that all of those have which have any reading of its day at all.
+
+    A site that joined lately does not take the days before from the others.
+    """
+    rows = [dict(one) for one in sites if one]
+    if not rows:
+        return {}
+    began = sorted(min(row) for row in rows)
+    first = began[len(began) // 2]
+    old = [row for row in rows if min(row) <= first]
+    common = set.intersection(*(set(row) for row in old))
+    return {slot: sum(row[slot] for row in old) for slot in common}
 
 
 def behind_the_meter(

@@ -136,6 +136,8 @@ class EmergencyDesk:
         self.standing: dict[str, Emergency] = {}
         """By area."""
         self.over: list[Emergency] = []
+        self._told: set[str] = set()
+        """Emergencies whose sites were told since the last round."""
         self._restore()
 
     # -- what an operator may do
@@ -250,8 +252,9 @@ class EmergencyDesk:
                 self._step_on(standing, now)
             else:
                 self._calm(standing, now)
-            if standing.ended_ns is None:
+            if standing.ended_ns is None and standing.id not in self._told:
                 self._spawn(self._tell(standing))
+        self._told.clear()
 
     def _calm(self, standing: Emergency, now: int) -> None:
         """Stage by stage back, so that load does not return all at once."""
@@ -291,6 +294,7 @@ class EmergencyDesk:
         self._announce(standing)
         self._spawn(self._keep(standing, now))
         if standing.ended_ns is None:
+            self._told.add(standing.id)
             self._spawn(self._tell(standing))
 
     # -- what sites get

@@ -77,6 +77,13 @@ class Running:
     measured_wh: dict[str, float] = field(default_factory=dict)
     """Baseline against meter as it came out, whatever its sign."""
     looked_ns: int = 0
+    """When it was looked at last."""
+    decided_ns: int = 0
+    """When it was decided last whether to dispatch anew."""
+    sums: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """By site since then: delivered power times seconds, and seconds."""
+    missed_wh: float = 0.0
+    """Of what the event had to deliver so far; negative: too much."""
     comparison_wh: float | None = None
     """What all called sites delivered by comparison with the control group; none without one."""
 

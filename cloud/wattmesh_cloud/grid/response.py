@@ -29,13 +29,16 @@ from wattmesh_cloud.grid.baseline import (
     control_group,
     days_before,
     high_of_days,
+    highest_days,
+    mean_of_days,
     slots_of,
+    together,
 )
 from wattmesh_cloud.grid.config import DemandResponseConfig
 from wattmesh_cloud.grid.dispatch import candidates, least_cost
 from wattmesh_cloud.grid.limits import Calls
-from wattmesh_cloud.grid.records import Delivery, EventPlan, Reading, Running, dump, reading_of, restored, summary
-from wattmesh_cloud.grid.tracking import needs, spare
+from wattmesh_cloud.grid.records import EventPlan, Reading, Running, dump, reading_of, restored, summary
+from wattmesh_cloud.grid.tracking import conclude, look, needs, spare
 from wattmesh_cloud.store.base import Item, JsonValue, Store, Table
 
 log = logging.getLogger(__name__)
@@ -235,10 +238,16 @@ class DemandResponse:
             return {}
         rules = Rules(adjust_gap_s=max(3600, self._config.notice_s))
         excluded = self._event_days()
+        past = {
+            site: {slot: float(one.net) for slot, one in self.history(site, event.start_ns).items()} for site in sites
+        }
+        window = (event.start_ns, event.end_ns, self._zone)
+        backs = highest_days(together(past.values()), *window, rules=rules, excluded=excluded)
         found = {}
-        for site in sites:
-            readings = {slot: one.net for slot, one in self.history(site, event.start_ns).items()}
-            baseline = high_of_days(readings, event.start_ns, event.end_ns, self._zone, rules=rules, excluded=excluded)
+        for site, readings in past.items():
+            baseline = None if backs is None else mean_of_days(readings, *window, backs, rules=rules)
+            if baseline is None:  # it was not there on one of the days of all: its own ones
+                baseline = high_of_days(readings, *window, rules=rules, excluded=excluded)
             if baseline is not None:
                 found[site] = baseline
         return found
@@ -333,24 +342,26 @@ class DemandResponse:
     # -- delivery
 
     def _track(self, running: Running, now: int) -> None:
-        """Look at what is delivered now, and dispatch anew where it is too far from what was dispatched."""
-        if now - max(running.looked_ns, running.event.start_ns) < self._config.redispatch_s * NS_PER_S:
-            return
-        running.looked_ns = now
-        direction = -1 if running.event.target_w < 0 else 1
+        """Look at what is delivered now; every few minutes dispatch anew where it is too far from what was dispatched."""
+        event, often_ns = running.event, self._config.redispatch_s * NS_PER_S
         measured = self._measurements()
-        slot = slots_of(running.event.start_ns, now).__len__() - 1
-        for site, dispatch in running.dispatched.items():
-            one = measured.get(site)
-            known = (
-                one is not None and one.grid_w is not None and now - one.time_ns <= self._config.redispatch_s * NS_PER_S
-            )
-            baseline = running.baselines[site].power_w
-            delivered = direction * (one.grid_w - baseline[min(slot, len(baseline) - 1)]) if known and one else None  # type: ignore[operator]
-            running.deliveries[site] = Delivery(abs(dispatch.power_w), delivered)
-        need = needs(running.deliveries, running.required_w, self._config.tolerance)
-        if need == 0 or running.event.end_ns - now < self._config.redispatch_s * NS_PER_S:
+        grid_w = {
+            site: one.grid_w
+            for site in running.dispatched
+            if (one := measured.get(site)) is not None and now - one.time_ns <= often_ns
+        }
+        look(running, grid_w, (now - max(running.looked_ns, event.start_ns)) / NS_PER_S)
+        running.looked_ns = now
+        since = now - max(running.decided_ns, event.start_ns)
+        if since < often_ns:
             return
+        running.decided_ns = now
+        conclude(running, since / NS_PER_S)
+        left_ns = event.end_ns - now
+        need = needs(running, left_ns / NS_PER_S, self._config.tolerance)
+        if need == 0 or left_ns < often_ns:
+            return
+        direction = -1 if event.target_w < 0 else 1
         changed = spare(running, need, direction)
         for site, power in changed.items():
             self._redispatch(running, site, direction * power, now)

@@ -14,6 +14,9 @@ from wattmesh_cloud.market.answers import OrderMessage
 from wattmesh_cloud.market.risk import Risk
 
 _MOST_REFUSED = 100
+_BURST_NS = 8_000_000_000
+_STRANGERS_PACE_NS = 100_000_000
+_WITH_ORDERS = (OrderBatch, OrderPlace)
 
 
 class Door:
@@ -33,13 +36,14 @@ class Door:
         """Whether somebody sends more than the journal has room for; then it is counted, and stands there no longer by itself.
 
         The engine's own limit is stricter, and decided from what the journal has. This one is before it, for what has no limit
-        there (cancellations, empty messages), and for refusals, which take room as well. All strangers share one allowance.
+        there (cancellations, empty messages), and for refusals, which take room as well: at twice a participant's rate, eight
+        seconds' worth at once. All strangers share one allowance.
         """
-        unit = source.unit if source.unit in self._risk.limits else "?"
-        (pace_ns, burst_ns), now = self._risk.allowance(unit), self._clock.monotonic_ns()
-        orders = len(message.orders) if isinstance(message, OrderBatch | OrderPlace) else 1
-        busy = max(self._busy_until.get(unit, 0), now) + max(1, orders) * pace_ns
-        if busy - now > burst_ns:
+        limits, now = self._risk.limits.get(source.unit), self._clock.monotonic_ns()
+        unit, pace_ns = ("?", _STRANGERS_PACE_NS) if limits is None else (source.unit, limits.pace_ns // 2)
+        orders = len(message.orders) if isinstance(message, _WITH_ORDERS) else 1
+        busy = max(self._busy_until.get(unit, 0), now) + (orders or 1) * pace_ns
+        if busy - now > max(_BURST_NS, pace_ns):
             self.note(source, RejectReason.RATE_LIMIT)
             return True
         self._busy_until[unit] = busy

@@ -20,7 +20,6 @@ NS = 1_000_000_000
 _BURST_S = 4
 _LONGEST_ID = 64
 _SLACK_WH = 400
-_STRANGERS_PER_S = 10
 _WH_NS = 3600 * NS
 _BUY, _LIMIT, _GTD = Side.BUY, OrderKind.LIMIT, TimeInForce.GTD
 
@@ -157,12 +156,6 @@ class Risk:
             return True
         self._busy_until[participant] = busy
         return False
-
-    def allowance(self, participant: str) -> tuple[int, int]:
-        """(pace, burst) in nanoseconds of what is worth a place in the journal: twice what is taken, so that refusals are there."""
-        limits = self.limits.get(participant)
-        pace_ns = NS // _STRANGERS_PER_S if limits is None else limits.pace_ns // 2
-        return pace_ns, max(2 * _BURST_S * NS, pace_ns)
 
     def over(
         self, participant: str, slot: Slot | None, slot_ns: int, change: tuple[int, int, int], now_ns: int,

@@ -21,8 +21,9 @@ from __future__ import annotations
 import json
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
 import boto3
@@ -41,6 +42,8 @@ _MOST_BYTES = 380_000
 """Of one item; DynamoDB takes 400 KB with names and keys."""
 _MOST_ROWS = 10_000
 _MOST_TIME = 2**63
+_READ_AT_ONCE = 40
+"""Frames of one read: at their largest 15 MB, of the 16 that one answer holds."""
 _AT_ONCE = 100
 """Items of one transaction."""
 _AGAIN = 5
@@ -257,11 +260,11 @@ class DynamoStore:
                 continue
             span = (_time_key(max(0, start_ns)), f"{_MOST_TIME:020d}")
             rows = self._query(Table.ENERGY_METRICS, f"{site_id}|points|{day}", between=span, index=True)
-            for row in rows:
-                if int(row["first_ns"]["N"]) < end_ns:
-                    batch = decode_frame(bytes(row["frame"]["B"]), wanted)
-                    if isinstance(batch, Samples):
-                        yield batch
+            inside = (row for row in rows if int(row["first_ns"]["N"]) < end_ns)
+            for _, frame in self._frames(inside):
+                batch = decode_frame(frame, wanted)
+                if isinstance(batch, Samples):
+                    yield batch
 
     def sequences(self, site_id: str, stream: str) -> tuple[int, int]:
         """See :class:`wattmesh_cloud.store.base.Store`."""
@@ -337,10 +340,33 @@ class DynamoStore:
         """See :class:`wattmesh_cloud.store.base.Store`; the index by time may lag by a moment."""
         for day in range(start_ns // col.DAY_NS, (end_ns - 1) // col.DAY_NS + 1):
             span = (_time_key(start_ns), _time_key(end_ns))
-            for row in self._query(Table.ENERGY_METRICS, f"{site_id}|records|{day}", between=span, index=True):
-                came, batch = int(row["tsk"]["S"]), decode_frame(bytes(row["frame"]["B"]))
-                if came < end_ns and isinstance(batch, RecordBatch):
+            rows = self._query(Table.ENERGY_METRICS, f"{site_id}|records|{day}", between=span, index=True)
+            inside = (row for row in rows if int(row["tsk"]["S"]) < end_ns)
+            for came, frame in self._frames(inside):
+                batch = decode_frame(frame)
+                if isinstance(batch, RecordBatch):
                     yield came, batch
+
+    def _frames(self, rows: Iterable[dict[str, Any]]) -> Iterator[tuple[int, bytes]]:
+        """Last time and frame of rows of the index, in their order; the index has no frames, which would be written twice."""
+        table, left = self._prefix + Table.ENERGY_METRICS, iter(rows)
+        while some := list(islice(left, _READ_AT_ONCE)):
+            wanted = [{"pk": row["pk"], "sk": row["sk"]} for row in some]
+            found: dict[tuple[str, str], bytes] = {}
+            for _ in range(_AGAIN):
+                request = {table: {"Keys": wanted, "ConsistentRead": True}}
+                answer = self._call("batch_get_item", RequestItems=request)
+                for item in answer["Responses"].get(table, ()):
+                    found[item["pk"]["S"], item["sk"]["S"]] = bytes(item["frame"]["B"])
+                wanted = answer.get("UnprocessedKeys", {}).get(table, {}).get("Keys", [])
+                if not wanted:
+                    break
+            else:
+                raise UnavailableError("DynamoDB: too many reads at once")
+            for row in some:
+                frame = found.get((row["pk"]["S"], row["sk"]["S"]))
+                if frame is not None:  # gone by its time to live since the index was read
+                    yield int(row["tsk"]["S"]), frame
 
     def _done(self, family: str, site_id: str, day_ns: int, version: int) -> None:
         self._call(
@@ -444,7 +470,7 @@ def table_definition(prefix: str, table: Table) -> dict[str, Any]:
                     {"AttributeName": "tpk", "KeyType": "HASH"},
                     {"AttributeName": "tsk", "KeyType": "RANGE"},
                 ],
-                "Projection": {"ProjectionType": "ALL"},
+                "Projection": {"ProjectionType": "INCLUDE", "NonKeyAttributes": ["first_ns"]},
             }
         ]
     return definition
