@@ -245,6 +245,7 @@ class EmergencyDesk:
 
     async def advance(self, now: int) -> None:
         """Renew what stands, step a black start on, take stages back when it is quiet, end what is over."""
+        self._told.clear()
         for standing in list(self.standing.values()):
             if now >= standing.ends_ns:
                 self._end(standing, "its longest time is over", now)
@@ -254,7 +255,6 @@ class EmergencyDesk:
                 self._calm(standing, now)
             if standing.ended_ns is None and standing.id not in self._told:
                 self._spawn(self._tell(standing))
-        self._told.clear()
 
     def _calm(self, standing: Emergency, now: int) -> None:
         """Stage by stage back, so that load does not return all at once."""
