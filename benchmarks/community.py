@@ -224,7 +224,7 @@ def play(net, price, carbon, quantiles, corrected, batteries=None):
             ramp=0.5 / mean["ramp"],
             peak=0.5 * MONTH * mean["energy"] / max(highest, 1.0) ** 2 / factor,
             day_peak=DAY_PEAK * 0.5 / mean["ramp"],
-            year_peak=len(price) / 3 / top if now else 0.0,
+            year_peak=(1 - UPPER) * len(price) / 3 / top if now else 0.0,
             worth=0.8 * ONE_WAY * float((energy_price + energy_carbon).mean()),
         )
         expected = outlook.at(now, corrected)
