@@ -28,6 +28,7 @@ from wattmesh_a2a.errors import ConfigurationError, InvalidMessageError, Unavail
 from wattmesh_a2a.grid import GridStatus
 from wattmesh_a2a.messages import GatewayStatus, Message
 from wattmesh_a2a.transports.mqtt import MqttTransport
+from wattmesh_a2a.transports.publisher import Publisher
 
 from wattmesh_cloud.access.commands import Commands
 from wattmesh_cloud.access.config import AccessModel
@@ -51,6 +52,7 @@ from wattmesh_cloud.forecasting.service import ForecastingService
 from wattmesh_cloud.frequency_live import FrequencyLive
 from wattmesh_cloud.grid.measured import measured
 from wattmesh_cloud.grid.service import GridService
+from wattmesh_cloud.homeassistant import HomeAssistant, HomeAssistantModel
 from wattmesh_cloud.ingest import Ingest
 from wattmesh_cloud.keys import cloud_keys
 from wattmesh_cloud.lab import LabClient
@@ -61,7 +63,9 @@ from wattmesh_cloud.market.config import MarketConfig
 from wattmesh_cloud.market.replica import Standby
 from wattmesh_cloud.market.risk import SiteState
 from wattmesh_cloud.market.telemetry import site_state
+from wattmesh_cloud.notifications.service import Notifications
 from wattmesh_cloud.observer import SiteObserver
+from wattmesh_cloud.reports.service import ReportService
 from wattmesh_cloud.store.dead import DeadLetters as DeadFrames
 from wattmesh_cloud.store.sqlite import SqliteStore
 from wattmesh_cloud.tools.base import Context
@@ -218,7 +222,13 @@ class Cloud:
         self.access = open_access(config, self.audit, clock)
         self.commands = Commands(state / "commands.sqlite", self.audit, clock, SystemClock())
         self.jobs = Jobs(state / "jobs", clock)
+        self.notifications = Notifications(
+            model.notifications, state / "notifications.sqlite", SystemClock(), model.http.public_url
+        )
         self.frequency = FrequencyLive()
+        self.reports = ReportService(
+            model.reports, self.view, state / "reports", self.access.store.tenants.sites, clock
+        )
         self.observer = SiteObserver(messenger, clock, org, self.frequency, lambda: self.view.online)
         self.tools = Context(
             store=self.store,
@@ -248,6 +258,7 @@ class Cloud:
             self.ingest.register()
         self.ingest.on_columns(self.live.on_columns)
         self.ingest.on_record(self.view.alarms.on_record)
+        self.view.alarms.listen(self.notifications.on_alarm)
         self.observer.register()
         for service in self.services:
             service.register()
@@ -398,6 +409,11 @@ class Cloud:
             running = [group.create_task(service.run(), name=type(service).__name__) for service in self.services]
             running.append(group.create_task(self.jobs.run(), name="jobs"))
             running.append(group.create_task(self.observer.run(), name="observer"))
+            running.append(group.create_task(self.notifications.run(), name="notifications"))
+            for owner in self._config.model.home_assistant:
+                running.append(group.create_task(home_assistant(owner, self.view).run(), name="home assistant"))
+            if self._config.model.reports.schedule:
+                running.append(group.create_task(self.reports.run(), name="reports"))
             if (queue := self._config.model.action_queue) is not None:
                 running.append(group.create_task(self._actions(queue), name="actions"))
             if (log_file := self._config.model.observability.emf) is not None:
@@ -430,6 +446,7 @@ class Cloud:
         self.strategy.close()
         self.audit.write(self._clock.utc_ns(), "cloud", "process.stop", "done")
         self.commands.close()
+        self.notifications.close()
         self.access.store.close()
         self.audit.close()
         self.dead.close()
@@ -496,6 +513,7 @@ class Cloud:
             longest_s=round(model.access.longest_h * 3600),
             frequency=self.frequency,
             observer=self.observer,
+            reports=self.reports,
             lab=None if model.lab is None else LabClient(model.lab.port, model.lab.secret),
             facts=self._facts,
         )
@@ -534,6 +552,7 @@ class Cloud:
         if self._config.model.a2a is None:
             return None
         try:
+            from wattmesh_cloud.a2a_http.access import ApiTokens
             from wattmesh_cloud.a2a_http.serve import a2a_server
         except ModuleNotFoundError as error:
             if error.name not in {"a2a", "google", "sse_starlette"}:
@@ -549,6 +568,7 @@ class Cloud:
             audit=self.audit,
             keys=self._signer,
             crl=self._config.model.crl,
+            authenticator=ApiTokens(self.access.store.of_token),
         )
 
     async def _housekeeping(self) -> None:
@@ -634,6 +654,13 @@ def open_access(config: CloudConfig, audit: AuditLog, clock: Clock) -> Access:
         hosts=frozenset(names),
         requests_per_s=access.requests_per_s,
     )
+
+
+def home_assistant(model: HomeAssistantModel, view: CloudView) -> HomeAssistant:
+    """A site's way to its owner's broker."""
+    password = None if model.password is None else read_secret(model.password)
+    publisher = Publisher(model.broker, f"wattmesh-{model.site}", user=model.user, password=password, ca=model.ca)
+    return HomeAssistant(model, view, publisher)
 
 
 def _own_url(config: CloudConfig) -> str:

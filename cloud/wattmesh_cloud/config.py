@@ -15,9 +15,12 @@ from wattmesh_cloud.access.config import AccessModel
 from wattmesh_cloud.agents.config import AgentsConfig
 from wattmesh_cloud.forecasting.config import ForecastingConfig
 from wattmesh_cloud.grid.config import GridConfig
+from wattmesh_cloud.homeassistant import HomeAssistantModel
 from wattmesh_cloud.lab import LabModel
 from wattmesh_cloud.market.config import LinkModel, MarketConfig, check_areas, check_links
+from wattmesh_cloud.notifications.config import NotificationsModel
 from wattmesh_cloud.planning.config import PlanningConfig
+from wattmesh_cloud.reports.service import ReportsModel
 
 
 class HttpModel(StrictModel):
@@ -50,8 +53,9 @@ class A2aModel(StrictModel):
     port: int = Field(ge=1, le=65535)
     url: str | None = Field(default=None, pattern=r"^https?://[^/]+$")
     """As clients see it, when that is not the host and port above."""
-    tokens: Path
-    """JSON: id, SHA-256 of the token or identity in the certificate, roles, and sites (none for all) of each caller."""
+    tokens: Path | None = None
+    """JSON: id, SHA-256 of the token or identity in the certificate, roles, and sites (none for all) of each caller. The tokens
+    of the HTTP API are taken as well."""
     certificate: Path | None = None
     """With its key: TLS, which is a must beyond loopback."""
     key: Path | None = None
@@ -100,6 +104,9 @@ class CloudModel(StrictModel):
     """AWS: the queue into which the action function puts what it accepted."""
     access: AccessModel = AccessModel()
     lab: LabModel | None = None
+    reports: ReportsModel = ReportsModel()
+    notifications: NotificationsModel = NotificationsModel()
+    home_assistant: tuple[HomeAssistantModel, ...] = ()
     tools: ToolsModel | None = None
     a2a: A2aModel | None = None
     history: Path | None = None
@@ -156,6 +163,13 @@ def load_cloud(path: Path) -> CloudConfig:
     }
     files["observability"] = _placed(base, model.observability, "emf")
     files["http"] = _placed(base, model.http, "certificate", "key")
+    files["notifications"] = model.notifications.model_copy(
+        update={
+            "webhooks": tuple(_placed(base, one, "secret") for one in model.notifications.webhooks),
+            "mail": tuple(_placed(base, one, "password") for one in model.notifications.mail),
+        }
+    )
+    files["home_assistant"] = tuple(_placed(base, one, "password", "ca") for one in model.home_assistant)
     if model.lab is not None:
         files["lab"] = _placed(base, model.lab, "secret")
     if model.access.oidc is not None:

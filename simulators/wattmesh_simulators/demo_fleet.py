@@ -210,6 +210,7 @@ def _cloud(names: list[str], *, broker: str, http_port: int, nominal_hz: int) ->
         "keys": "keys",
         "http": {"host": "127.0.0.1", "port": http_port},
         "access": {"demo": True},
+        "reports": {"schedule": ["day"]},
         "history": "history",
         "market": {
             "area": "demo-area",

@@ -264,7 +264,7 @@ def access(tmp_path, clock, real):
         store=store,
         audit=audit,
         fleet=clock,
-        hosts=frozenset({"test", "127.0.0.1"}),
+        hosts=frozenset({"test", "127.0.0.1", "localhost", "testserver"}),
         requests_per_s=10_000.0,
     )
     store.close()

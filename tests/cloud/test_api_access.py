@@ -46,7 +46,8 @@ EXPECTED = {
     "list_grid_areas": "RH", "list_warnings": "RH", "get_emergencies": "RH", "ask_emergency": "OH", "confirm_emergency": "OH",
     "release_emergency": "OH",
     "list_agent_records": "R", "get_switch": "R", "list_approvals": "RH", "approve_proposal": "OH", "refuse_proposal": "OH",
-    "propose": "OH",
+    "propose": "OH", "ask_agents": "R",
+    "get_report": "R", "make_report": "R", "list_reports": "R", "get_report_file": "R",
     "get_lab": "EH", "start_fault": "EH", "start_disturbance": "EH", "clear_lab": "EH",
 }  # fmt: skip
 ROLES = {"R": set(Role), "O": {Role.OPERATOR, Role.ADMIN}, "T": {Role.TRADER, Role.ADMIN}, "E": {Role.ENGINEER, Role.ADMIN},
@@ -129,7 +130,11 @@ async def test_a_tenant_finds_nothing_of_another(api, ask):
             assert (other.status_code, nobody.status_code) == (404, 404), name
             assert other.text.replace("bob", "eve") == nobody.text, "another's site looks as one that is not there"
         elif method == "get" and EXPECTED[name] == "R" and "{" not in path and not path.endswith("/live"):
-            query = {"get_depth": "?slot_ns=0", "get_index": "?start_ns=0&end_ns=9"}.get(name, "")
+            query = {
+                "get_depth": "?slot_ns=0",
+                "get_index": "?start_ns=0&end_ns=9",
+                "get_report": "?period=day&start=2023-11-14",
+            }.get(name, "")
             answer = await ask(method, path + query, "admin", "acme")
             assert answer.status_code in {200, 404}, name
             assert "bob" not in answer.text, name

@@ -150,3 +150,12 @@ def test_a_trial_ends_well_after_its_time_and_badly_after_a_few_bad_cycles():
         judged(Health(answering=frozenset({"meter"}), healthy=False, agent_failures=0), [lost, ill] * 10) == "good"
     ), "no worse"
     assert judged(None, [Health(answering=frozenset(), healthy=True, agent_failures=5)] * 3) == "an agent fails"
+
+
+def test_a_change_that_is_told_again_is_the_one_on_trial(versions, file, tmp_path):
+    versions.propose(2, changed(**GENTLE))
+    again = Versions(file, tmp_path / "config")  # killed between taking it and saying so
+    again.propose(2, changed(**GENTLE))
+    assert (again.trial, len(again.history())) == (2, 1)
+    with pytest.raises(ConflictError, match="not newer"):
+        again.propose(2, changed(control={"period_s": 1.0, "reserve_soc_percent": 31}))

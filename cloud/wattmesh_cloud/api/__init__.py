@@ -23,6 +23,7 @@ from wattmesh_cloud.api.grid import add_grid_commands, grid_routes
 from wattmesh_cloud.api.lab import lab_routes
 from wattmesh_cloud.api.live import LiveHub, live_routes
 from wattmesh_cloud.api.market import market_routes
+from wattmesh_cloud.api.reports import report_routes
 from wattmesh_cloud.api.sites import site_routes
 from wattmesh_cloud.api.system import metrics_routes, system_routes
 from wattmesh_cloud.api.who import who_routes
@@ -30,6 +31,7 @@ from wattmesh_cloud.api.work import add_market_commands, work_routes
 from wattmesh_cloud.frequency_live import FrequencyLive
 from wattmesh_cloud.lab import LabClient
 from wattmesh_cloud.observer import SiteObserver
+from wattmesh_cloud.reports.service import ReportService
 from wattmesh_cloud.view import CloudView
 
 PREFIX = "/api/v1"
@@ -54,6 +56,7 @@ class Services:
     frequency: FrequencyLive = field(default_factory=FrequencyLive)
     observer: SiteObserver | None = None
     lab: LabClient | None = None
+    reports: ReportService | None = None
     facts: Callable[[], dict[str, Any]] = dict
 
 
@@ -87,6 +90,7 @@ def create_api(
         grid_routes(view, services.nominal_hz),
         agent_routes(view),
         lab_routes(services.lab),
+        report_routes(view, services.reports, services.jobs),
         work_routes(view, services.commands, services.jobs),
         system_routes(view, services.facts, services.audit),
         live_routes(view, hub, services.access),

@@ -16,6 +16,7 @@ from wattmesh_cloud.agents.proposals import parse
 from wattmesh_cloud.api import models as m
 from wattmesh_cloud.api.deps import PROBLEMS, After, HostOperator, HostReader, Limit, Reader, page
 from wattmesh_cloud.store.base import Table
+from wattmesh_cloud.tools.base import OPERATOR, READER, Caller
 from wattmesh_cloud.view import CloudView
 
 ApprovalId = Annotated[str, InPath(pattern=r"^[A-Za-z0-9_.:-]{1,150}$")]
@@ -90,6 +91,14 @@ def _people_routes(routes: APIRouter, view: CloudView) -> None:
             strategy.approvals.refuse, approval_id, f"operator:{who.name}", clock.utc_ns(), wanted.note
         )
         return m.ApprovalRow.model_validate(found.plain())
+
+    @routes.post("/ask")
+    async def ask_agents(who: Reader, wanted: m.Question) -> m.AgentAnswer:
+        """A question in words, answered from records that it cites; what a role may not see is not in the answer."""
+        roles = {READER} | ({OPERATOR} if who.may(Permission.OPERATE) else set())
+        caller = Caller(id=f"operator:{who.name}", roles=frozenset(roles), sites=who.sites)
+        answer = await strategy.ask(wanted.question, caller)
+        return m.AgentAnswer.model_validate(answer.plain())
 
     @routes.post("/proposals", status_code=201)
     async def propose(who: HostOperator, wanted: m.NewProposal) -> m.AgentRecord:

@@ -47,7 +47,7 @@ class NewEmergency(m.Request):
 
     mode: Mode
     stage: Annotated[int, Field(ge=1, le=20)]
-    area: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{0,64}$")] = ""
+    area: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{0,64}$", description="The first area where left out")] = ""
     drill: bool = Field(default=False, description="For practice: gateways answer what they would do")
     reason: m.Reason
 
@@ -222,8 +222,9 @@ def _emergency_routes(routes: APIRouter, view: CloudView) -> None:
     @routes.post("/emergencies", status_code=201)
     async def ask_emergency(who: HostOperator, wanted: NewEmergency) -> EmergencyAsked:
         """The first step of an emergency or a drill: a token, and what would happen. Nothing does yet."""
+        area = wanted.area or view.grid.areas()[0].area_id
         asked = view.grid.declare_emergency(
-            wanted.mode, wanted.stage, area_id=wanted.area, reason=wanted.reason, by=who.actor, drill=wanted.drill
+            wanted.mode, wanted.stage, area_id=area, reason=wanted.reason, by=who.actor, drill=wanted.drill
         )
         names = [one.name for one in dataclasses.fields(asked)]
         plain = {name: getattr(asked, name) for name in names}
@@ -240,7 +241,7 @@ def _emergency_routes(routes: APIRouter, view: CloudView) -> None:
     @routes.post("/emergencies/release")
     async def release_emergency(who: HostOperator, wanted: EmergencyRelease) -> m.Done:
         """End what stands in an area."""
-        view.grid.release_emergency(wanted.area, wanted.reason, who.actor)
+        view.grid.release_emergency(wanted.area or view.grid.areas()[0].area_id, wanted.reason, who.actor)
         return m.Done(detail="released")
 
 

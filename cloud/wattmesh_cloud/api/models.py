@@ -668,6 +668,31 @@ class ApprovalDecision(Request):
     note: Annotated[str, Field(max_length=400)] = ""
 
 
+class Question(Request):
+    """In words."""
+
+    question: Annotated[str, Field(min_length=3, max_length=400, examples=["Why did home-1 charge last night?"])]
+
+
+class Cited(Answer):
+    """A record that an answer rests on."""
+
+    id: str
+    time_ns: int
+
+
+class AgentAnswer(Answer):
+    """What an operator gets."""
+
+    question: str
+    kind: str
+    text: str
+    citations: list[Cited]
+    source: str = Field(description="template, or the model that worded it")
+    detail: str
+    approval: str | None = Field(description="A proposal that waits for a person because of it")
+
+
 class NewProposal(Request):
     """What an operator asks an agent to do: through its guards, and where it needs one, before a second person."""
 

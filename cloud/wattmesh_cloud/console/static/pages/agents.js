@@ -21,6 +21,7 @@ export default async function (main, context) {
   main.append(
     head("Agents", { tools: operator ? [h("button", { class: "button primary", onclick: propose }, "Ask for something")] : [] }),
     h("div", { class: "cols" }, card("Kill switch", { span: 4, note: "of all language models" }, control), card("Waits for a person", { span: 8, note: "nothing of it has happened yet" }, waiting)),
+    card("Conversation", { note: "answers rest on records, which they name" }, talk),
     card("Decisions", { note: "what each saw, proposed, was refused, chose", tools: [segments("Which agent", [["", "All"], ["producer", "Producer"], ["consumer", "Consumer"], ["market-supervisor", "Market"], ["grid-optimisation", "Grid"], ["forecasting", "Forecasting"]], agent, (value) => { agent = value; drawRecords(); })] }, records),
     card("What they do now", {}, roster),
     operator ? card("Commands", { note: "asked for by people, with what came of them" }, audit) : "");
@@ -34,6 +35,24 @@ export default async function (main, context) {
         ? h("button", { class: "button danger primary", onclick: async () => { await command({ kind: "models.off", title: "Switch all models off", text: "From this moment no language model has any effect. Policies, market and control go on.", danger: true, build: () => ({}) }); drawSwitch(); drawCommands?.(); } }, "Switch all models off")
         : h("button", { class: "button", onclick: async () => { await command({ kind: "models.on", title: "Switch models on", text: "Models may refine again what the policies propose.", build: () => ({}) }); drawSwitch(); drawCommands?.(); } }, "Switch on again")));
   }, 10);
+
+  const said = h("div", { class: "talk", tabindex: "0", role: "log", "aria-label": "Conversation" });
+  const words_ = h("input", { id: "question", maxlength: 400, minlength: 3, required: true, placeholder: "Why did home-1 charge last night?", "aria-label": "Your question", size: "44" });
+  const tries = ["Why did home-1 do what it does now?", "What did demand response bring?", "Which sites have alarms?", "Prepare demand response for tomorrow's peak"];
+  const ask = async (text) => {
+    said.append(h("div", { class: "said mine" }, text));
+    const answer = said.appendChild(h("div", { class: "said" }, "…"));
+    try {
+      const found = await api.post("agents/ask", { question: text });
+      replace(answer, found.text, found.citations.length > 0 && h("div", { class: "small soft" }, "Rests on: ", found.citations.map((one) => `${one.id} (${moment(one.time_ns)})`).join(", ")), found.approval && h("div", { class: "small warn" }, "A proposal waits for a person above."));
+      if (found.approval) drawWaiting();
+    } catch (error) {
+      replace(answer, h("span", { class: "bad" }, error.message));
+    }
+    said.scrollTop = said.scrollHeight;
+  };
+  talk.append(said, h("form", { class: "form", onsubmit: (event) => { event.preventDefault(); const text = words_.value.trim(); words_.value = ""; if (text) ask(text); } }, words_, h("button", { class: "button primary", type: "submit" }, "Ask")),
+    h("div", { class: "form small" }, tries.map((one) => h("button", { class: "button small", type: "button", onclick: () => ask(one) }, one))));
 
   const drawWaiting = keep(waiting, async () => {
     if (!me.host) return empty("Nothing to decide", "Proposals of the whole fleet are decided by its operator.");

@@ -99,12 +99,16 @@ export default async function (main, context) {
     return events.element.isConnected ? null : events.element;
   }, 5);
 
-  async function showTrace(row) {
-    replace(trace, h("div", { class: "skeleton" }));
+  let picked = null;
+  async function showTrace(row, tries = 0) {
+    picked = row.id;
+    if (!tries) replace(trace, h("div", { class: "skeleton" }));
     try {
       const found = await api.get(`sites/${encodeURIComponent(row.site_id)}/frequency/${encodeURIComponent(row.id)}/trace`);
       if (!found.times_ms.length) {
-        replace(trace, empty("No trace of this event", "The gateway keeps the traces of its last 200 events."));
+        const young = tries < 6;
+        replace(trace, young ? empty("The trace is being written", "A gateway keeps it two seconds after the event; it appears by itself.") : empty("No trace of this event", "The gateway keeps the traces of its last 200 events."));
+        if (young) setTimeout(() => picked === row.id && showTrace(row, tries + 1), 3000);
         return;
       }
       const marks = () => [{ x: 0, text: "detected" }, known(found.write_ms) && { x: found.write_ms, text: "written", colour: "--c-battery" }, known(found.end_ms) && { x: found.end_ms, text: "over" }].filter(Boolean);

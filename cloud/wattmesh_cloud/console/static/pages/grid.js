@@ -76,7 +76,7 @@ export default async function (main, context) {
   const renewEmergencies = keep(emergencies, async () => {
     const [view, found] = await Promise.all([api.get("grid/emergencies"), api.get("grid/areas")]);
     areas = found.map((one) => one.area_id);
-    const whole = found.find((one) => one.area_id === "") || found[0];
+    const whole = found.find((one) => one.area_id === "all") || found[0];
     if (whole) numbers.set("exchange", power(Math.abs(whole.grid_w)), `${whole.grid_w >= 0 ? "import" : "export"}, ${whole.known} of ${whole.sites} sites known`);
     if (!view.standing.length && !view.over.length) return empty("Nothing stands", "In an emergency, or for a drill, ask for a stage: first you see what it would do.");
     return h("ul", { class: "why" }, [...view.standing.map((one) => standing(one)), ...view.over.slice(-4).reverse().map((one) => h("li", { class: "soft" },
@@ -92,11 +92,11 @@ export default async function (main, context) {
 
   async function emergency(drill) {
     const view = await api.get("grid/emergencies");
-    const numbersOf = [...new Set(view.stages.map((one) => one.stage ?? one.number))].filter(known);
+    const stages = view.stages.map((one) => ({ value: String(one.id), label: `${one.id}: ${one.name}` }));
     const values = await question({
       title: drill ? "Start a drill" : "Declare an emergency", action: "See what it would do", danger: !drill,
       text: drill ? "Gateways answer what they would do; no power moves." : "This sheds or curtails power at people's sites. First you see what it would do; nothing is sent yet.",
-      fields: [{ name: "mode", label: "What", options: MODES }, { name: "stage", label: "Stage", options: (numbersOf.length ? numbersOf : [1]).map(String) }, ...(areas.length > 1 ? [{ name: "area", label: "Area", options: areas.map((one) => ({ value: one, label: one || "the whole fleet" })) }] : []), { name: "reason", label: "Reason, for the log", minlength: 3, maxlength: 200 }],
+      fields: [{ name: "mode", label: "What", options: MODES }, { name: "stage", label: "Stage", options: stages }, ...(areas.length > 1 ? [{ name: "area", label: "Area", options: areas.map((one) => ({ value: one, label: one || "the whole fleet" })) }] : []), { name: "reason", label: "Reason, for the log", minlength: 3, maxlength: 200 }],
     });
     if (!values) return;
     try {
