@@ -33,6 +33,7 @@ def gateway(argv: list[str]) -> int:
     parser.add_argument("--log-format", choices=("text", "json"), default="text", help="json: one object a line")
     parser.add_argument("--time-server", metavar="HOST:PORT", help="take part in simulated time")
     parser.add_argument("--ready-file", type=Path, help="written when the gateway works")
+    parser.add_argument("--json", action="store_true", help="of status: everything, for a program")
     parser.add_argument("--verbose", action="store_true")
     arguments = parser.parse_args(argv)
     level = logging.INFO if arguments.verbose else logging.WARNING
@@ -47,10 +48,12 @@ def gateway(argv: list[str]) -> int:
         print(f"{arguments.file}: {site.model.site} is fine: {len(site.model.devices)} devices")
         return 0
     if arguments.action == "status":
-        report = site.state / "report.json"
-        if not report.exists():
-            raise ConfigurationError(f"{report} does not exist: the gateway has not run yet")
-        print(json.dumps(json.loads(report.read_text(encoding="ascii")), indent=1))
+        from wattmesh_edge.status import last_report, live_state, status_lines
+
+        if arguments.json:
+            print(json.dumps({"now": live_state(site), "report": last_report(site)[1]}, indent=1))
+        else:
+            print("\n".join(status_lines(site)))
         return 0
     from wattmesh_edge.releases import Releases
 
@@ -104,14 +107,14 @@ def why(argv: list[str]) -> int:
     """``wattmesh why SITE.yaml TIME``: which proposal, bound or fault decided the power at that time."""
     parser = argparse.ArgumentParser(prog="wattmesh why")
     parser.add_argument("file", type=Path, help="the site file")
-    parser.add_argument("time", help="ISO 8601; without an offset it is UTC")
+    parser.add_argument("time", nargs="?", help="ISO 8601; without an offset it is UTC; default: now")
     arguments = parser.parse_args(argv)
     from wattmesh_edge.config import load_site
     from wattmesh_edge.trace import why as explain
 
     site = load_site(arguments.file)
     try:
-        moment = datetime.fromisoformat(arguments.time)
+        moment = datetime.fromisoformat(arguments.time) if arguments.time else datetime.now(UTC)
     except ValueError as error:
         raise ConfigurationError(f"{arguments.time!r} is no time; write it like 2026-05-01T18:00:00") from error
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)

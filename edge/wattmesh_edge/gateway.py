@@ -59,6 +59,7 @@ log = logging.getLogger(__name__)
 
 _REPORT_NS = 3600 * NS_PER_S
 _DAY_NS = 86_400 * NS_PER_S
+_AWAY_DAYS = 40
 _DRAIN_S = 15.0
 _LAST_CYCLE_S = 5.0
 """Real time that the last cycle has to end in."""
@@ -376,6 +377,13 @@ class Gateway:
         self.dealings.order(image)
 
     def _prune(self, now_ns: int) -> None:
+        """Forget what is old, once a day; not on a day that is far from the last one, as a clock that jumped makes all look old."""
+        day = now_ns // _DAY_NS
+        row = self._db.execute("SELECT value FROM state WHERE name = 'day'").fetchone()
+        self._db.execute("INSERT OR REPLACE INTO state VALUES ('day', ?)", (str(day),))
+        if row is not None and not 0 <= day - int(row[0]) <= _AWAY_DAYS:
+            log.warning("the date moved by %d days: nothing old is forgotten today", day - int(row[0]))
+            return
         self._trace.prune(now_ns)
         self._history.prune(now_ns)
         self.dealings.prune(now_ns)
