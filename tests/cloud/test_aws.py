@@ -423,14 +423,14 @@ AGENTS = ("Forecasting", "GridOptimisation", "Producer", "Consumer", "MarketSupe
 
 
 def test_the_gateway_of_tools_calls_the_tools_and_no_other_function(templates):
-    policy = policy_of(templates["agents"], "Gateway")
-    for service in ("weather-forecast", "historical-data", "trading-api", "grid-management", "energy-trading-actions"):
-        assert allowed(policy, "lambda:InvokeFunction", LAMBDA + service)
-        assert not allowed(policy, "lambda:UpdateFunctionCode", LAMBDA + service)
-    for other in ("telemetry", "lake", "trading-api-2"):
-        assert not allowed(policy, "lambda:InvokeFunction", LAMBDA + other)
-    for action, resource in FORBIDDEN_TO_ALL:
-        assert not allowed(policy, action, resource), (action, resource)
+    reads = {"weather-forecast", "historical-data", "trading-api", "grid-management"}
+    for gateway, mine in (("Gateway", reads), ("ActionsGateway", {"energy-trading-actions"})):
+        policy = policy_of(templates["agents"], gateway)
+        for service in (*reads, "energy-trading-actions", "telemetry", "lake", "trading-api-2"):
+            assert allowed(policy, "lambda:InvokeFunction", LAMBDA + service) == (service in mine), (gateway, service)
+            assert not allowed(policy, "lambda:UpdateFunctionCode", LAMBDA + service)
+        for action, resource in FORBIDDEN_TO_ALL:
+            assert not allowed(policy, action, resource), (action, resource)
 
 
 @pytest.mark.parametrize("agent", AGENTS)
@@ -448,6 +448,7 @@ def test_an_agent_thinks_remembers_and_uses_tools_and_acts_on_nothing(templates,
         assert allowed(policy, "bedrock-agentcore:InvokeAgentRuntime", f"{other}Runtime") == asks
     for action, resource in [
         ("lambda:InvokeFunction", LAMBDA + "energy-trading-actions"),
+        ("bedrock-agentcore:InvokeGateway", "ActionsGateway"),
         ("sqs:SendMessage", f"arn:aws:sqs:{REGION}:{ACCOUNT}:wattmesh-test-actions.fifo"),
         ("dynamodb:Query", DYNAMO + "trade-data"),
         ("dynamodb:PutItem", DYNAMO + "trade-data"),
