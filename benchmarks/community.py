@@ -35,6 +35,10 @@ UPPER = 0.9
 """Quantile of the net load at which peaks are counted."""
 BEGIN = 0.35
 """Of the last month's peak: where the first hours of a month do not yet count as its peak."""
+WORTH_FIGHTING = 0.7
+"""Of the year's highest hour without batteries so far: below it no peak of the year is fought."""
+DAY_PEAK = 0.0
+"""Weight of the day's highest hour against a ramp's; it is no part of the score."""
 FADE = 0.8
 """Of a home's last error, an hour on."""
 GOALS = {
@@ -147,6 +151,17 @@ class Outlook:
         hours, homes = net.shape
         self._offs = np.zeros((hours + STEPS, len(SAMPLES)))
         self._home_errors = np.full((hours, homes), np.nan)
+        self._issued = np.zeros((hours, 2, homes))
+        """Expectations of the running hour and the next, as they were before the running hour was measured."""
+
+    def _carry(self, now):
+        """Of an hour's error, the share that the next hour's had, so far; of each home."""
+        if now < 48:
+            return np.zeros(self._net.shape[1])
+        pairs = slice(24, now)  # the second hour of the last pair is the running one, which is measured
+        first = self._net[24:now] - self._issued[pairs, 0]
+        second = self._net[25 : now + 1] - self._issued[pairs, 1]
+        return np.clip((first * second).sum(axis=0) / np.maximum((first**2).sum(axis=0), 1e-9), 0.0, 0.95)
 
     def at(self, now, measured):
         """Expectations of the coming hours; ``measured``: the running hour is known."""
@@ -165,8 +180,11 @@ class Outlook:
         self._home_errors[now] = net[now] - own[:, 0]  # looked at from the next hour on
         spread = np.nanstd(self._home_errors[max(0, now - 672) : now], axis=0) if now > 48 else np.zeros(homes)
         home_off = spread[:, None, None] * np.array([-0.84, 0.0, 0.84]) * np.ones((1, STEPS, 1))
+        self._issued[now] = own[:, :2].T
         if measured:
-            own[:, 0] = net[now]
+            # What the running hour is off goes on into the next ones, by as much as it did so far.
+            missed = (net[now] - own[:, 0]) * self._carry(now) ** np.arange(STEPS)[:, None]
+            own = own + missed.T
             total_off[:], home_off[:], peak_off[0] = 0.0, 0.0, 0.0
         width = np.abs(total_off[:, [0, -1]]).max(axis=1)
         ramp = np.hypot(width, np.concatenate([[0.0], width[:-1]]))[:, None] * np.array([-1.0, 0.0, 1.0])
@@ -187,7 +205,7 @@ def play(net, price, carbon, quantiles, corrected, batteries=None):
         "ramp": np.cumsum(np.abs(np.diff(total, prepend=total[0]))),
         "energy": np.cumsum(total),
     }
-    before, highest, ahead = 0.0, 2.0, np.arange(STEPS)
+    before, highest, year, ahead = 0.0, 2.0, 0.0, np.arange(STEPS)
     for now in range(hours):
         if now % MONTH == 0 and now:
             highest = BEGIN * result[now - MONTH : now].sum(axis=1).max()
@@ -197,6 +215,7 @@ def play(net, price, carbon, quantiles, corrected, batteries=None):
         )
         mean = {name: max(float(one[now - 1]) / now, 1e-3) if now else 1.0 for name, one in sums.items()}
         without = max(float(total[max(0, now - MONTH) : now].max()), 1.0) if now else 1.0
+        top = max(float(total[:now].max()), 1.0) if now else 1.0  # the year's highest without batteries so far
         factor = max(1 - mean["energy"] / without, 0.2)  # 1 − load factor of no battery
         energy_price, energy_carbon = prices[now + ahead] / mean["cost"], clean / mean["carbon"]
         charges = Charges(
@@ -204,16 +223,24 @@ def play(net, price, carbon, quantiles, corrected, batteries=None):
             carbon=energy_carbon,
             ramp=0.5 / mean["ramp"],
             peak=0.5 * MONTH * mean["energy"] / max(highest, 1.0) ** 2 / factor,
-            day_peak=0.0,
+            day_peak=DAY_PEAK * 0.5 / mean["ramp"],
+            year_peak=len(price) / 3 / top if now else 0.0,
             worth=0.8 * ONE_WAY * float((energy_price + energy_carbon).mean()),
         )
         expected = outlook.at(now, corrected)
         began = time.perf_counter()
-        plan = planner.plan(expected, charges, stored_kwh=batteries.stored, before_kw=before, highest_kw=highest)
+        plan = planner.plan(
+            expected,
+            charges,
+            stored_kwh=batteries.stored,
+            before_kw=before,
+            highest_kw=highest,
+            ratchet_kw=max(year, WORTH_FIGHTING * top),
+        )
         took.append(time.perf_counter() - began)
         result[now] = batteries.hour(now, plan[:, 0])
         before = float(result[now].sum())
-        highest = max(highest, before)
+        highest, year = max(highest, before), max(year, before)
     return result, took
 
 

@@ -59,8 +59,11 @@ class DedupeStore(Protocol):
         """Drop what expired before ``now_ns`` (UTC)."""
         ...
 
-    async def settled(self) -> None:
-        """Return when all that was put so far survives what the store survives."""
+    async def settled(self, *, at_once: bool = False) -> None:
+        """Return when all that was put so far survives what the store survives.
+
+        With ``at_once`` nothing else is about to be put, so that waiting for company is of no use.
+        """
         ...
 
 
@@ -107,7 +110,7 @@ class MemoryDedupe:
         """See :class:`DedupeStore`."""
         self._latest[stream] = (session, sequence, time_ns)
 
-    async def settled(self) -> None:
+    async def settled(self, *, at_once: bool = False) -> None:
         """See :class:`DedupeStore`."""
 
     def forget_before(self, now_ns: int) -> None:
@@ -189,10 +192,13 @@ class SqliteDedupe:
         if not found.done():
             found.set_result(None)
 
-    async def settled(self) -> None:
+    async def settled(self, *, at_once: bool = False) -> None:
         """See :class:`DedupeStore`; raises ``sqlite3.Error`` when the disk did not take it."""
-        if self._group is not None:
-            await asyncio.shield(self._group)
+        group = self._group
+        if group is not None:
+            if at_once:
+                self._end_group()
+            await asyncio.shield(group)
 
     def begin(self, key: str, expires_ns: int) -> None:
         """See :class:`DedupeStore`."""

@@ -188,6 +188,7 @@ class Delivery:
         self._waiting: dict[str, _Waiting] = {}
         self._under_way: dict[str, _UnderWay] = {}
         self._held = 0
+        self._answering = 0
         self._buckets: OrderedDict[Address, TokenBucket] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(_HANDLERS_AT_ONCE)
@@ -496,9 +497,17 @@ class Delivery:
                 self._drop(Fate.INVALID, "a request without a response topic", inbound, payload)
                 return
             answering = self._answer_plain if rpc.looks_like_rpc(payload) else self._answer
-            self._spawn(answering(served, inbound, payload, inbound.response_topic))
+            self._answering += 1
+            self._spawn(self._counted(answering(served, inbound, payload, inbound.response_topic)))
 
         return take
+
+    async def _counted(self, answering: Awaitable[None]) -> None:
+        """How many are being answered says whether a commit may wait for company."""
+        try:
+            await answering
+        finally:
+            self._answering -= 1
 
     async def _answer_plain(self, served: Address, inbound: Inbound, payload: bytes, response_topic: str) -> None:
         """Plain A2A of another make: the same steps, but never signed, and answered as an A2A task."""
@@ -616,7 +625,7 @@ class Delivery:
                 fate, answer = await self._take_effect(served, key, judged, under_way)
         finally:
             del self._under_way[key]
-        await self._store.settled()
+        await self._store.settled(at_once=self._answering == 1)
         self.stats.count(fate, name, str(source), asyncio.get_running_loop().time() - began)
         await send(answer)
 

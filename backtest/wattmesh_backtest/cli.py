@@ -43,7 +43,12 @@ def backtest(argv: list[str]) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from wattmesh_backtest.bound import perfect
+    try:
+        from wattmesh_backtest.bound import perfect
+    except ImportError as error:
+        raise ConfigurationError(
+            "the bound of perfect foresight needs HiGHS: pip install wattmesh[optimise]"
+        ) from error
     from wattmesh_backtest.controllers import controller_of
     from wattmesh_backtest.data import load_period
     from wattmesh_backtest.figures import figures

@@ -12,17 +12,19 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wattmesh_a2a.errors import ConfigurationError, UnavailableError
 from wattmesh_a2a.market import Order
 from wattmesh_a2a.messages import IntervalEnergy, MarketRules
 
-from wattmesh_backtest.community import CommunityControl
 from wattmesh_backtest.controllers import Controller
 from wattmesh_backtest.data import SLOT_NS, Period, SiteData
 from wattmesh_backtest.house import Account, House, gate_close_ns
 from wattmesh_backtest.site import SimulatedSite, SiteSetup
+
+if TYPE_CHECKING:
+    from wattmesh_backtest.community import CommunityControl
 
 _AHEAD = 2
 """Orders are made so many slots before delivery, as gateways do."""
@@ -59,6 +61,15 @@ class Result:
         return sum(one.paid for one in self.accounts.values())
 
 
+def _coordinator(period: Period) -> CommunityControl:
+    """The community's planner; raises :class:`ConfigurationError` where the extra it needs is not installed."""
+    try:
+        from wattmesh_backtest.community import CommunityControl
+    except ImportError as error:
+        raise ConfigurationError("the community's planner needs HiGHS: pip install wattmesh[optimise]") from error
+    return CommunityControl(period)
+
+
 class Fleet:
     """Some sites and what they play; lives in a worker."""
 
@@ -66,7 +77,7 @@ class Fleet:
         self._period, self._controller = period, controller
         self._data = {one.id: one for one in period.sites if one.id in names}
         self.sites = {name: self._site(one, rules) for name, one in self._data.items()}
-        self._community = CommunityControl(period) if controller.coordinated == "community" else None
+        self._community = _coordinator(period) if controller.coordinated == "community" else None
         self._steps = SLOT_NS // (controller.step_s * 1_000_000_000)
         self._forecasters = {name: controller.forecaster(period) for name in self.sites}
 
@@ -214,7 +225,7 @@ def play(
     result = Result(name=controller.name, accounts=house.accounts, net_wh={one.id: [] for one in period.sites})
     if controller.coordinated is not None:
         workers = 1  # one plan for all of them
-        if not CommunityControl(period).alike():
+        if not _coordinator(period).alike():
             raise ConfigurationError("the community's planner takes batteries that are all alike; these are not")
     with ExitStack() as stack:
         pool = _Workers(period, controller, house.rules() if controller.trade else None, workers)

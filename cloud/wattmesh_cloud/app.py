@@ -525,6 +525,7 @@ class Cloud:
             "lake_files": len(self.lake.files()),
             "dead_letters": sum(self.dead.counts().values()),
             "public_url": self._config.model.http.public_url,
+            "openadr": None if (vtn := self._config.model.grid.openadr) is None else f"client of {vtn.url}",
         }
 
     def _mcp_server(self) -> uvicorn.Server | None:
@@ -552,6 +553,7 @@ class Cloud:
         if self._config.model.a2a is None:
             return None
         try:
+            from wattmesh_cloud.a2a_http.access import ApiTokens
             from wattmesh_cloud.a2a_http.serve import a2a_server
         except ModuleNotFoundError as error:
             if error.name not in {"a2a", "google", "sse_starlette"}:
@@ -567,6 +569,7 @@ class Cloud:
             audit=self.audit,
             keys=self._signer,
             crl=self._config.model.crl,
+            authenticator=ApiTokens(self.access.store.of_token),
         )
 
     async def _housekeeping(self) -> None:

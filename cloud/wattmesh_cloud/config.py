@@ -53,8 +53,9 @@ class A2aModel(StrictModel):
     port: int = Field(ge=1, le=65535)
     url: str | None = Field(default=None, pattern=r"^https?://[^/]+$")
     """As clients see it, when that is not the host and port above."""
-    tokens: Path
-    """JSON: id, SHA-256 of the token or identity in the certificate, roles, and sites (none for all) of each caller."""
+    tokens: Path | None = None
+    """JSON: id, SHA-256 of the token or identity in the certificate, roles, and sites (none for all) of each caller. The tokens
+    of the HTTP API are taken as well."""
     certificate: Path | None = None
     """With its key: TLS, which is a must beyond loopback."""
     key: Path | None = None

@@ -10,8 +10,12 @@ import math
 import signal
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wattmesh_a2a.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from wattmesh_edge.releases import Releases
 
 
 def gateway(argv: list[str]) -> int:
@@ -29,6 +33,7 @@ def gateway(argv: list[str]) -> int:
     parser.add_argument("--log-format", choices=("text", "json"), default="text", help="json: one object a line")
     parser.add_argument("--time-server", metavar="HOST:PORT", help="take part in simulated time")
     parser.add_argument("--ready-file", type=Path, help="written when the gateway works")
+    parser.add_argument("--json", action="store_true", help="of status: everything, for a program")
     parser.add_argument("--verbose", action="store_true")
     arguments = parser.parse_args(argv)
     level = logging.INFO if arguments.verbose else logging.WARNING
@@ -43,13 +48,20 @@ def gateway(argv: list[str]) -> int:
         print(f"{arguments.file}: {site.model.site} is fine: {len(site.model.devices)} devices")
         return 0
     if arguments.action == "status":
-        report = site.state / "report.json"
-        if not report.exists():
-            raise ConfigurationError(f"{report} does not exist: the gateway has not run yet")
-        print(json.dumps(json.loads(report.read_text(encoding="ascii")), indent=1))
+        from wattmesh_edge.status import last_report, live_state, status_lines
+
+        if arguments.json:
+            print(json.dumps({"now": live_state(site), "report": last_report(site)[1]}, indent=1))
+        else:
+            print("\n".join(status_lines(site)))
         return 0
-    asyncio.run(_run(arguments.file, arguments.time_server, arguments.ready_file))
-    return 0
+    from wattmesh_edge.releases import Releases
+
+    releases = Releases(site.state / "releases", arguments.file.resolve())
+    while True:
+        releases.enter(["gateway", *argv])
+        if asyncio.run(_run(arguments.file, arguments.time_server, arguments.ready_file, releases)):
+            return 0
 
 
 class JsonLines(logging.Formatter):
@@ -73,7 +85,8 @@ class JsonLines(logging.Formatter):
         return json.dumps(fields, ensure_ascii=False)
 
 
-async def _run(file: Path, time_server: str | None, ready: Path | None) -> None:
+async def _run(file: Path, time_server: str | None, ready: Path | None, releases: Releases) -> bool:
+    """Run until the end (true) or until another software is to go on (false)."""
     from wattmesh_a2a.clock import open_clock
 
     from wattmesh_edge.config import load_site
@@ -86,21 +99,22 @@ async def _run(file: Path, time_server: str | None, ready: Path | None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with open_clock(site.model.site, time_server) as clock:
-        await run_gateway(site, clock, stop, ready, versions)
+        await run_gateway(site, clock, stop, ready, versions, releases)
+    return stop.is_set()
 
 
 def why(argv: list[str]) -> int:
     """``wattmesh why SITE.yaml TIME``: which proposal, bound or fault decided the power at that time."""
     parser = argparse.ArgumentParser(prog="wattmesh why")
     parser.add_argument("file", type=Path, help="the site file")
-    parser.add_argument("time", help="ISO 8601; without an offset it is UTC")
+    parser.add_argument("time", nargs="?", help="ISO 8601; without an offset it is UTC; default: now")
     arguments = parser.parse_args(argv)
     from wattmesh_edge.config import load_site
     from wattmesh_edge.trace import why as explain
 
     site = load_site(arguments.file)
     try:
-        moment = datetime.fromisoformat(arguments.time)
+        moment = datetime.fromisoformat(arguments.time) if arguments.time else datetime.now(UTC)
     except ValueError as error:
         raise ConfigurationError(f"{arguments.time!r} is no time; write it like 2026-05-01T18:00:00") from error
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -204,6 +204,14 @@ class MessagingModel(StrictModel):
     key: Path | None = None
     crl: Path | None = None
     prefix: str = "a2a/v1"
+    things: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9_$/.-]{1,128}$",
+        description="topics of the device's shadow and jobs, without its name: $aws/things on AWS IoT Core, one's own elsewhere",
+    )
+    thing: str | None = Field(
+        default=None, pattern=r"^[A-Za-z0-9_:-]{1,128}$", description="its name there; default: the site's"
+    )
     telemetry: Literal["live", "economy"] = Field(
         default="live",
         description="economy: batches of a minute, acknowledged together, a status every 10 min; for AWS IoT Core's prices",

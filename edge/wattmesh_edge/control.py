@@ -7,6 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from wattmesh_a2a.clock import NS_PER_S, Clock
@@ -258,6 +259,8 @@ class ControlCycle:
         try:
             for outcome in await self._drivers[name].apply_safe_state():
                 log.info("%s came late: safe state: %s", name, outcome)
+                if isinstance(outcome, Failed) and outcome.retryable:
+                    self._unsafe.add(name)  # with its next answer
         except Exception:
             self.counts["driver_failures"] += 1
             log.exception("%s could not be put into its safe state", name)
@@ -372,13 +375,21 @@ class ControlCycle:
         self._failing.discard(battery)
         return type(outcome).__name__
 
+    def _steered_production(self, image: SiteImage, rated: Mapping[str, float]) -> tuple[SiteImage, SiteLimits, float]:
+        """The site as the inverters that answer see it: what a silent one goes on to produce is the meter's matter, like a load."""
+        known = {name: power for name in rated if (power := image.inverters.get(name)) is not None}
+        if not known or len(known) == len(rated):
+            return image, self._site, sum(rated.values())
+        answering = sum(rated[name] for name in known)
+        return replace(image, pv_power_w=sum(known.values())), self._site, answering
+
     async def _curtail(self, image: SiteImage) -> list[tuple[Decision, str]]:
         """Keep the export limit by curtailing PV when the batteries could not, and let go when there is room again."""
         inverters = {name: driver for name, driver in self._drivers.items() if CURTAIL in driver.template.controls}
         rated = {name: driver.asset.rated_power_w or 0.0 for name, driver in inverters.items()}
         if not sum(rated.values()):
             return []
-        limit = production_limit(image, self._site, sum(rated.values()), self._held_percent)
+        limit = production_limit(*self._steered_production(image, rated), self._held_percent)
         if limit is None and self._let_go_again:
             limit = (100.0, "export limit")
         if limit is None:

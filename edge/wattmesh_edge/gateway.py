@@ -16,9 +16,8 @@ from typing import Any
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.codec import record_line
 from wattmesh_a2a.control import Decision
-from wattmesh_a2a.envelope import CLOUD_UNIT, Envelope
-from wattmesh_a2a.errors import ConfigurationError, UnauthorisedError, WattmeshError
-from wattmesh_a2a.messages import Acknowledged, ConfigurationChange, Message
+from wattmesh_a2a.errors import WattmeshError
+from wattmesh_a2a.messages import ConfigurationChange
 from wattmesh_a2a.tariff import slot_start_ns
 from wattmesh_drivers.driver import DriverState
 from wattmesh_drivers.modbus.line import LinePool
@@ -30,6 +29,7 @@ from wattmesh_edge.agents.consumer import ConsumerAgent
 from wattmesh_edge.agents.flexible import FlexibleAgent
 from wattmesh_edge.agents.producer import ProducerAgent
 from wattmesh_edge.agents.response import called
+from wattmesh_edge.changes import Changes
 from wattmesh_edge.config import Site
 from wattmesh_edge.control import ControlCycle
 from wattmesh_edge.dealings import Dealings
@@ -48,6 +48,7 @@ from wattmesh_edge.observed import Observed
 from wattmesh_edge.outbox import Outbox
 from wattmesh_edge.panel import Panel
 from wattmesh_edge.planned import PlanInbox
+from wattmesh_edge.releases import Releases
 from wattmesh_edge.reporter import Reporter
 from wattmesh_edge.service import ServiceManager
 from wattmesh_edge.trace import DecisionTrace
@@ -58,10 +59,10 @@ log = logging.getLogger(__name__)
 
 _REPORT_NS = 3600 * NS_PER_S
 _DAY_NS = 86_400 * NS_PER_S
+_AWAY_DAYS = 40
 _DRAIN_S = 15.0
 _LAST_CYCLE_S = 5.0
 """Real time that the last cycle has to end in."""
-_ANSWER_S = 0.5
 _AGENTS: Mapping[str, type[SiteAgent]] = {"producer": ProducerAgent, "consumer": ConsumerAgent}
 
 
@@ -72,15 +73,19 @@ class Gateway:
         site: The checked site file.
         clock: Time of everything but I/O.
         versions: Of its configuration; none: it cannot be changed from afar.
-        trial: Watches the version that is on trial.
+        trial: Watches what is on trial.
+        releases: Of its software; none: it cannot be changed from afar.
     """
 
-    def __init__(self, site: Site, clock: Clock, versions: Versions | None = None, trial: Trial | None = None) -> None:
+    def __init__(
+        self,
+        site: Site,
+        clock: Clock,
+        versions: Versions | None = None,
+        trial: Trial | None = None,
+        releases: Releases | None = None,
+    ) -> None:
         model = site.model
-        self._versions = versions
-        self._trial = trial
-        self.changed = asyncio.Event()
-        """Set when another version of the configuration is to be run."""
         self.last_health: Health | None = None
         """When the end began."""
         self.site = site
@@ -166,7 +171,13 @@ class Gateway:
             self.site_id, self.outlook, self.messenger, self._memory, clock, image=lambda: self.control.image
         )
         Operator(self.instructions, self.control, self.messenger, self._memory, clock).register()
-        self.messenger.on_request(ConfigurationChange, self._on_configuration)
+        messaging = model.messaging
+        things = None if messaging.things is None else f"{messaging.things}/{messaging.thing or self.site_id}"
+        self.changes = Changes(
+            self.site_id, model.org, self.messenger.address, versions=versions, releases=releases, trial=trial,
+            keys=parts.make_keys(site), transport=self._transport, things=things, folder=site.state, spawn=self._spawn,
+        )  # fmt: skip
+        self.messenger.on_request(ConfigurationChange, self.changes.on_message)
         Observed(
             self.site_id, self.drivers, lambda: self.frequency.reflex, site.state / "events", self.messenger, self._spawn,
             flash=lambda device: FlashWrites(self._db, device), utc_ns=clock.utc_ns,
@@ -204,6 +215,7 @@ class Gateway:
             await self._devices.connect()
             self.frequency.start(self._clock.utc_ns(), self.messenger.session)
             await self.messenger.announce({"announcement": self.reporter.announcement()})
+            await self.changes.start()
             await self.messenger.start()
             await self._start_local()
             if ready is not None:
@@ -240,7 +252,8 @@ class Gateway:
 
         A disk that fails costs what it cannot take, and neither the safe state nor an orderly end.
         """
-        self._service.stopping()
+        if not self.changes.changed.is_set():  # else it goes on with another version: the service manager sees no end
+            self._service.stopping()
         self.frequency.stop()
         self._disk.attempt("the last frequency events", lambda: self._take_frequency_events(last=True))
         self._disk.attempt("the last measurements", self.outbox.seal)  # now: a second, harder signal loses nothing
@@ -302,7 +315,7 @@ class Gateway:
         self._disk.attempt("minutes", lambda: self._history.note(image))
         self._disk.attempt("energies", lambda: self._meter(image))
         self._plan(image)
-        self._disk.attempt("the trial of a configuration", self._judge)
+        self._disk.attempt("the trial of a change", lambda: self.changes.judge(self.health))
         self._disk.attempt("health of devices", lambda: self._watch_devices(image))
         self._disk.attempt("frequency events", self._take_frequency_events)
         self._disk.attempt("the database", self._trace.commit)
@@ -364,6 +377,13 @@ class Gateway:
         self.dealings.order(image)
 
     def _prune(self, now_ns: int) -> None:
+        """Forget what is old, once a day; not on a day that is far from the last one, as a clock that jumped makes all look old."""
+        day = now_ns // _DAY_NS
+        row = self._db.execute("SELECT value FROM state WHERE name = 'day'").fetchone()
+        self._db.execute("INSERT OR REPLACE INTO state VALUES ('day', ?)", (str(day),))
+        if row is not None and not 0 <= day - int(row[0]) <= _AWAY_DAYS:
+            log.warning("the date moved by %d days: nothing old is forgotten today", day - int(row[0]))
+            return
         self._trace.prune(now_ns)
         self._history.prune(now_ns)
         self.dealings.prune(now_ns)
@@ -376,21 +396,6 @@ class Gateway:
     def _plan_source(self, now_ns: int) -> str:
         return "market" if self.dealings.in_market(now_ns) else self.outlook.followed(now_ns)
 
-    # -- configuration
-
-    async def _on_configuration(self, envelope: Envelope) -> Message:
-        change = envelope.data
-        assert isinstance(change, ConfigurationChange)
-        if envelope.source.unit != CLOUD_UNIT or change.site_id != self.site_id:
-            raise UnauthorisedError(
-                f"{envelope.source} may not configure {self.site_id} with a file of {change.site_id}"
-            )
-        if self._versions is None:
-            raise ConfigurationError("this gateway keeps no versions")
-        self._versions.propose(change.version, change.text)
-        asyncio.get_running_loop().call_later(_ANSWER_S, self.changed.set)  # the answer goes out first
-        return Acknowledged(detail=f"version {change.version} is tried")
-
     def health(self) -> Health:
         """How the site does, for a trial."""
         return Health(
@@ -398,18 +403,6 @@ class Gateway:
             healthy=self.panel.healthy(),
             agent_failures=self.control.counts["agent_failures"],
         )
-
-    def _judge(self) -> None:
-        """After each cycle of a version on trial: keep it, go back, or watch on."""
-        if self._trial is None or self._versions is None or (verdict := self._trial.judge(self.health())) is None:
-            return
-        self._trial = None
-        if verdict == "good":
-            log.info("version %d of the configuration is good", self._versions.trial)
-            self._versions.accept()
-        else:
-            self.changed.set()
-            self._versions.roll_back(verdict)
 
     # -- what a start finds
 
@@ -423,17 +416,26 @@ class Gateway:
 
 
 async def run_gateway(
-    site: Site, clock: Clock, stop: asyncio.Event, ready: Path | None = None, versions: Versions | None = None
+    site: Site,
+    clock: Clock,
+    stop: asyncio.Event,
+    ready: Path | None = None,
+    versions: Versions | None = None,
+    releases: Releases | None = None,
 ) -> None:
-    """Build and run a gateway until ``stop``; with ``versions`` anew with each version of its configuration."""
+    """Build and run a gateway until ``stop``; with ``versions`` anew with each version of its configuration.
+
+    With ``releases`` it returns before ``stop`` when another software is to go on.
+    """
     before: Health | None = None
     while True:
         began = time.monotonic()
-        trial = Trial(before) if versions is not None and versions.trial else None
-        gateway = Gateway(site, clock, versions, trial)
+        tried = (versions is not None and versions.trial) or (releases is not None and releases.trial)
+        trial = Trial(before) if tried else None
+        gateway = Gateway(site, clock, versions, trial, releases)
         log.info("%s: composed in %.2f s", site.model.site, time.monotonic() - began)
         ended = asyncio.Event()
-        waiting = [asyncio.create_task(event.wait()) for event in (stop, gateway.changed)]
+        waiting = [asyncio.create_task(event.wait()) for event in (stop, gateway.changes.changed)]
         watching = asyncio.create_task(_first(waiting, ended))
         try:
             await gateway.run(ended, ready)
@@ -445,6 +447,10 @@ async def run_gateway(
             return
         if stop.is_set():
             versions.pause()
+            if releases is not None:
+                releases.pause()
+            return
+        if releases is not None and releases.wanted() != releases.running:
             return
         before = before if trial is not None else gateway.last_health
         site = versions.load()

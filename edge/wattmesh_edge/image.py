@@ -58,6 +58,8 @@ class SiteImage:
     frequency_hz: float | None
     loads: Mapping[str, float | None] = field(default_factory=dict)
     """Power of each load that can be steered; none where it is not known."""
+    inverters: Mapping[str, float | None] = field(default_factory=dict)
+    """Power of each inverter; none where it is not known."""
     phase_power_w: tuple[float, float, float] | None = None
     """Grid power of each phase; none where the meter does not tell all three."""
 
@@ -162,7 +164,8 @@ class ImageMaker:
             for name in self._batteries
         }
         loads = {name: self.read(name, "active_power_w", now_ns) for name in self._loads}
-        pv = _sum_of([self.read(name, "active_power_w", now_ns) for name in self._inverters])
+        inverters = {name: self.read(name, "active_power_w", now_ns) for name in self._inverters}
+        pv = _sum_of([*inverters.values()])
         steered = _sum_of([*(battery.active_power_w for battery in batteries.values()), *loads.values()])
         beside = None if pv is None or steered is None else pv + steered
         meter, measured = self._measured(now_ns)
@@ -183,6 +186,7 @@ class ImageMaker:
             batteries=batteries,
             frequency_hz=self.read(meter, "frequency_hz", now_ns),
             loads=loads,
+            inverters=inverters,
             phase_power_w=(known[0], known[1], known[2]) if len(known) == len(_PHASES) else None,
         )
 

@@ -108,7 +108,7 @@ class Versions:
         if len(content) > LARGEST_BYTES:
             raise ConfigurationError(f"{len(content)} bytes are more than {LARGEST_BYTES}")
         path = self.path(version)
-        _write_whole(path, content)
+        write_whole(path, content)
         try:
             check_change(load_site(self._file).model, self._load(version).model)
         except ConfigurationError as error:
@@ -162,7 +162,7 @@ class Versions:
         return {**state, **found} if isinstance(found, dict) else state
 
     def _write(self) -> None:
-        _write_whole(self._folder / "versions.json", json.dumps(self._state).encode())
+        write_whole(self._folder / "versions.json", json.dumps(self._state).encode())
 
 
 def check_change(owners: SiteModel, changed: SiteModel) -> None:
@@ -252,8 +252,8 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    """The whole file or the old one, also after a power cut."""
+def write_whole(path: Path, content: bytes) -> None:
+    """The whole file or the old one, also after a power cut; raises OSError."""
     draft = path.with_suffix(".draft")
     with draft.open("wb") as file:
         file.write(content)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from dataclasses import replace
 
 import pytest
@@ -143,3 +144,19 @@ def test_the_command_writes_a_page_that_loads_nothing(folder, village, tmp_path,
 def test_mistakes_of_the_user_are_one_sentence(argv, said):
     with pytest.raises(ConfigurationError, match=said):
         backtest(argv)
+
+
+@pytest.mark.parametrize("controller", ["market", "community"])
+def test_without_its_solver_the_command_says_what_to_install(monkeypatch, tmp_path, controller):
+    for module in (
+        "highspy",
+        "wattmesh_backtest.bound",
+        "wattmesh_backtest.community",
+        "wattmesh_cloud.grid.community",
+    ):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, "highspy", None)
+    with pytest.raises(ConfigurationError, match=r"wattmesh\[optimise\]"):
+        backtest(["--days", "1", "--controller", controller, "--page", str(tmp_path / "p.html")])
+    with pytest.raises(ConfigurationError, match=r"wattmesh\[optimise\]"):
+        play(load_period("citylearn_2022", days=1), controller_of("community"))

@@ -20,6 +20,9 @@ from wattmesh_a2a.messages import Strategy
 from wattmesh_a2a.pki import Authority
 from wattmesh_a2a.signing import KeyRing
 from wattmesh_a2a.transports.memory import MemoryBroker, MemoryTransport
+from wattmesh_cloud.access.model import Role as ApiRole
+from wattmesh_cloud.access.model import Tenants
+from wattmesh_cloud.access.store import AccessStore
 from wattmesh_cloud.config import A2aModel
 from wattmesh_cloud.tools.base import Caller
 
@@ -36,7 +39,7 @@ from cryptography.hazmat.primitives import serialization
 from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Value
 from wattmesh_a2a.certificates import CertificateKeys
-from wattmesh_cloud.a2a_http.access import MachineTokens
+from wattmesh_cloud.a2a_http.access import ApiTokens, FirstOf, MachineTokens
 from wattmesh_cloud.a2a_http.cards import http_card
 from wattmesh_cloud.a2a_http.push import PinnedTransport, PushGuard, push_client
 from wattmesh_cloud.a2a_http.serve import a2a_server, identity_in
@@ -258,6 +261,32 @@ async def test_a_caller_sees_its_sites_alone_and_another_role_may_only_talk(hous
     assert final(await all_of(await house.client("nobody"), text("hello")))[0] == "COMPLETED"
     results = await all_of(await house.client("nobody"), typed("wattmesh.stats.query.v1", {}))
     assert final(results)[0] == "REJECTED"
+
+
+async def test_the_clouds_figures_are_for_who_sees_all_sites(house):
+    question, ingest = typed("wattmesh.stats.query.v1", {}), CLOUD
+    assert final(await all_of(await house.client("narrow", ingest), question))[0] == "REJECTED"
+    assert final(await all_of(await house.client("reader", ingest), question))[0] == "COMPLETED"
+
+
+def test_tokens_of_the_api_are_taken_with_their_role_and_sites(tmp_path):
+    tenants = Tenants(sites={"village": frozenset({"home-1"})})
+    store = AccessStore(tmp_path / "access.sqlite", SystemClock(), tenants, idle_s=60, longest_s=60)
+    made = {
+        role: store.add_token(str(role), tenant="village", role=role, valid_s=60)
+        for role in (ApiRole.VIEWER, ApiRole.OPERATOR)
+    }
+    both = FirstOf(MachineTokens(tokens_file(tmp_path)), ApiTokens(store.of_token))
+    found = both.caller(f"Bearer {made[ApiRole.OPERATOR]}", None)
+    assert (found.id, found.roles, found.sites) == ("token:operator", {"operator"}, {"home-1"})
+    assert both.caller(f"Bearer {made[ApiRole.VIEWER]}", None).roles == {"reader"}
+    assert both.caller("Bearer token-reader", None).id == "reader"
+    assert both.caller("Bearer other", "urn:wattmesh:o:partner") is None
+    assert both.caller(None, "urn:wattmesh:o:partner").id == "machine"
+    assert both.caller(None, None) is None
+    store.revoke_token("operator")
+    assert both.caller(f"Bearer {made[ApiRole.OPERATOR]}", None) is None
+    store.close()
 
 
 async def test_the_clouds_own_agents_have_cards_and_answer(house):

@@ -19,6 +19,7 @@ from wattmesh_cloud.aws.deployment import parsed, template_text
 from wattmesh_cloud.aws.gateway_policy import iot_policy, mosquitto_acl
 from wattmesh_cloud.aws.policy import allowed
 from wattmesh_cloud.store.base import Table
+from wattmesh_cloud.tools.schemas import gateway_schema
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "cloud" / "infra"
@@ -26,7 +27,8 @@ PARTS = ("data", "services", "agents", "standby")
 REGION, ACCOUNT = "eu-central-1", "111122223333"
 VALUES = {
     "Environment": "test", "Org": "acme", "Area": "area-1", "CodeBucket": "code", "CodeKey": "code.zip",
-    "KeyArn": f"arn:aws:kms:{REGION}:{ACCOUNT}:key/Key", "LakeBucket": "lake",
+    "KeyArn": f"arn:aws:kms:{REGION}:{ACCOUNT}:key/Key", "LakeBucket": "lake", "StandbyBucket": "copy",
+    "StandbyRegion": "eu-west-1", "StandbyKeyId": "away", "ModelId": "global.anthropic.claude-sonnet-4-6",
     "AlarmEmail": "a@example.com", "MonthlyBudget": 100, "LogDays": 90, "AWS::Region": REGION, "AWS::AccountId": ACCOUNT,
     "AWS::Partition": "aws",
 }  # fmt: skip
@@ -92,14 +94,14 @@ def kind(template, name):
 # -- the template
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "cloud" / "infra").glob("*.yaml")), ids=lambda path: path.name)
-def test_cfn_lint_finds_nothing_and_would(file, tmp_path):
+@pytest.mark.parametrize("part", PARTS)
+def test_cfn_lint_finds_nothing_and_would(part):
     pytest.importorskip("cfnlint")
     from cfnlint.api import ManualArgs, lint
 
     config = ManualArgs(regions=["eu-central-1", "us-east-1", "eu-west-1"])
-    assert lint(file.read_text(), config=config) == []
-    broken = re.sub(r"Type: AWS::(IAM::Role|KMS::Key)\n", "Type: AWS::Nothing::Known\n", file.read_text(), count=1)
+    assert lint(template_text(part), config=config) == []
+    broken = re.sub(r"Type: AWS::(IAM::Role|KMS::Key)\n", "Type: AWS::Nothing::Known\n", template_text(part), count=1)
     assert lint(broken, config=config) != []
 
 
@@ -183,10 +185,11 @@ def guarded(program, file):
     return {one["Rule"]["name"] for one in report["not_compliant"]}, set(report["compliant"])
 
 
-def test_every_template_keeps_the_rules_of_ours(cfn_guard):
+def test_every_template_keeps_the_rules_of_ours(cfn_guard, tmp_path):
     held = set()
     for part in PARTS:
-        broken, kept = guarded(cfn_guard, INFRA / f"{part}.yaml")
+        (tmp_path / f"{part}.yaml").write_text(template_text(part))
+        broken, kept = guarded(cfn_guard, tmp_path / f"{part}.yaml")
         assert broken == set(), part
         held |= kept
     assert held == set(re.findall(r"^rule (\w+)", (INFRA / "rules.guard").read_text(), re.MULTILINE)), (
@@ -227,7 +230,19 @@ def test_the_rules_find(cfn_guard, tmp_path, what):
 
 
 def test_the_agents_template_is_the_one_that_is_made():
-    assert (INFRA / "agents.yaml").read_text() == agents_text(), "python -m wattmesh_cloud.aws.agents_template > …"
+    """But for the tools' schemas, which are made anew at each deployment: a tool that changes needs no template."""
+
+    def without_schemas(text):
+        made = parsed(text)
+        for one in made["Resources"].values():
+            if one["Type"] == "AWS::BedrockAgentCore::GatewayTarget":
+                del one["Properties"]["TargetConfiguration"]["Mcp"]["Lambda"]["ToolSchema"]
+        return made
+
+    file = without_schemas((INFRA / "agents.yaml").read_text())
+    assert file == without_schemas(agents_text()), "python -m wattmesh_cloud.aws.agents_template > …"
+    for part in gateway_schema("trading-api"):
+        assert part["name"] in template_text("agents")
 
 
 def test_every_alarm_has_a_runbook_that_is_there(template):
@@ -337,6 +352,113 @@ def test_the_telemetry_function_stores_and_acknowledges(template):
         ("dynamodb:DeleteItem", DYNAMO + "energy-metrics"),
         ("sqs:SendMessage", f"arn:aws:sqs:{REGION}:{ACCOUNT}:ActionQueue"),
         *FORBIDDEN_TO_ALL,
+    ]:
+        assert not allowed(policy, action, resource), (action, resource)
+
+
+def test_the_lakes_writer_reads_frames_and_writes_its_own_objects(template):
+    policy = policy_of(template, "Lake")
+    bucket = "arn:aws:s3:::lake"
+    for action, resource in [
+        ("dynamodb:Query", DYNAMO + "energy-metrics/index/by_time"),
+        ("dynamodb:BatchGetItem", DYNAMO + "energy-metrics"),
+        ("dynamodb:UpdateItem", DYNAMO + "energy-metrics"),
+        ("s3:PutObject", bucket + "/samples/site=a/day=b/part.parquet"),
+        ("s3:PutObject", bucket + "/records/site=a/day=b/part.parquet"),
+        ("s3:PutObject", bucket + "/manifest.json"),
+        ("s3:ListBucket", bucket),
+    ]:
+        assert allowed(policy, action, resource), (action, resource)
+    for action, resource in [
+        ("s3:PutObject", bucket + "/athena/x"),
+        ("s3:DeleteObject", bucket + "/samples/site=a/day=b/part.parquet"),
+        ("s3:DeleteObjectVersion", bucket + "/samples/site=a/day=b/part.parquet"),
+        ("s3:PutBucketPolicy", bucket),
+        ("s3:PutLifecycleConfiguration", bucket),
+        ("s3:PutObject", "arn:aws:s3:::other/samples/x"),
+        ("dynamodb:PutItem", DYNAMO + "energy-metrics"),
+        ("dynamodb:DeleteItem", DYNAMO + "energy-metrics"),
+        ("dynamodb:Query", DYNAMO + "trade-data"),
+        *(one for one in FORBIDDEN_TO_ALL if not one[0].startswith("s3:")),
+    ]:
+        assert not allowed(policy, action, resource), (action, resource)
+
+
+def test_provisioning_makes_things_with_our_policy_alone(template):
+    policy = policy_of(template, "Provisioning")
+    iot = f"arn:aws:iot:{REGION}:{ACCOUNT}:"
+    assert allowed(policy, "iot:CreateThing", iot + "thing/home-1")
+    assert allowed(policy, "iot:AttachPolicy", iot + "policy/wattmesh-test-gateway")
+    for action, resource in [
+        ("iot:AttachPolicy", iot + "policy/administrator"),
+        ("iot:CreatePolicy", iot + "policy/x"),
+        ("iot:CreatePolicyVersion", iot + "policy/wattmesh-test-gateway"),
+        ("iot:DeleteThing", iot + "thing/home-1"),
+        ("iot:DeleteCertificate", iot + "cert/x"),
+        ("iot:Publish", iot + "topic/a2a/v1/request/acme/home-1/gateway"),
+        ("iot:UpdateThingShadow", iot + "thing/home-1"),
+        *FORBIDDEN_TO_ALL[:11],
+    ]:
+        assert not allowed(policy, action, resource), (action, resource)
+
+
+def test_the_copy_of_the_lake_is_written_and_not_read(template):
+    policy = policy_of(template, "Replication")
+    home, away = f"arn:aws:s3:::wattmesh-test-lake-{ACCOUNT}-{REGION}", "arn:aws:s3:::copy"
+    assert allowed(policy, "s3:GetObjectVersionForReplication", home + "/samples/x")
+    assert allowed(policy, "s3:ReplicateObject", away + "/samples/x")
+    for action, resource in [
+        ("s3:ReplicateObject", home + "/samples/x"),
+        ("s3:GetObjectVersionForReplication", away + "/samples/x"),
+        ("s3:DeleteObject", home + "/samples/x"),
+        ("s3:PutObject", away + "/samples/x"),
+        ("s3:PutBucketReplication", home),
+        ("kms:Decrypt", f"arn:aws:kms:eu-west-1:{ACCOUNT}:key/away"),
+    ]:
+        assert not allowed(policy, action, resource), (action, resource)
+
+
+LAMBDA = f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:wattmesh-test-"
+AGENTS = ("Forecasting", "GridOptimisation", "Producer", "Consumer", "MarketSupervisor")
+
+
+def test_the_gateway_of_tools_calls_the_tools_and_no_other_function(templates):
+    reads = {"weather-forecast", "historical-data", "trading-api", "grid-management"}
+    for gateway, mine in (("Gateway", reads), ("ActionsGateway", {"energy-trading-actions"})):
+        policy = policy_of(templates["agents"], gateway)
+        for service in (*reads, "energy-trading-actions", "telemetry", "lake", "trading-api-2"):
+            assert allowed(policy, "lambda:InvokeFunction", LAMBDA + service) == (service in mine), (gateway, service)
+            assert not allowed(policy, "lambda:UpdateFunctionCode", LAMBDA + service)
+        for action, resource in FORBIDDEN_TO_ALL:
+            assert not allowed(policy, action, resource), (action, resource)
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_an_agent_thinks_remembers_and_uses_tools_and_acts_on_nothing(templates, agent):
+    policy = policy_of(templates["agents"], agent)
+    model = f"arn:aws:bedrock:{REGION}:{ACCOUNT}:inference-profile/global.anthropic.claude-sonnet-4-6"
+    for action, resource in [
+        ("bedrock:InvokeModel", model),
+        ("bedrock-agentcore:InvokeGateway", "Gateway"),
+        ("bedrock-agentcore:CreateEvent", "Memory"),
+    ]:
+        assert allowed(policy, action, resource), (action, resource)
+    for other in AGENTS[:-1]:
+        asks = agent == "MarketSupervisor"
+        assert allowed(policy, "bedrock-agentcore:InvokeAgentRuntime", f"{other}Runtime") == asks
+    for action, resource in [
+        ("lambda:InvokeFunction", LAMBDA + "energy-trading-actions"),
+        ("bedrock-agentcore:InvokeGateway", "ActionsGateway"),
+        ("sqs:SendMessage", f"arn:aws:sqs:{REGION}:{ACCOUNT}:wattmesh-test-actions.fifo"),
+        ("dynamodb:Query", DYNAMO + "trade-data"),
+        ("dynamodb:PutItem", DYNAMO + "trade-data"),
+        ("bedrock:InvokeModel", f"arn:aws:bedrock:{REGION}::foundation-model/other.model"),
+        ("bedrock:CreateModelCustomizationJob", model),
+        ("bedrock-agentcore:UpdateGateway", "Gateway"),
+        ("bedrock-agentcore:DeleteMemory", "Memory"),
+        ("bedrock-agentcore:InvokeAgentRuntime", "MarketSupervisorRuntime"),
+        ("s3:GetObject", "arn:aws:s3:::code/other.zip"),
+        *(one for one in FORBIDDEN_TO_ALL if one[0] != "s3:GetObject"),
     ]:
         assert not allowed(policy, action, resource), (action, resource)
 

@@ -122,9 +122,9 @@ def test_a_fleet_behind_tls_is_taken(load):
         ("a2a: {port: 8090, tokens: t.json, host: 10.0.0.1}", "without TLS"),
         ("a2a: {port: 8090, tokens: t.json, client_ca: ca.pem}", "without TLS"),
         ("a2a: {port: 8090, tokens: t.json, certificate: c.pem}", "go together"),
-        ("a2a: {port: 8090}", "tokens"),
+        ("a2a: {tokens: t.json}", "port"),
     ],
-    ids=["beyond loopback", "client certificates", "no key", "no callers"],
+    ids=["beyond loopback", "client certificates", "no key", "no port"],
 )
 def test_a2a_over_http_is_safe_or_an_error(tmp_path, lines, said):
     path = tmp_path / "cloud.yaml"

@@ -10,6 +10,8 @@ from wattmesh_a2a.plans import CoordinationReply, CoordinationRound
 from wattmesh_cloud.planning.community import Sharing, capped, flattened
 from wattmesh_cloud.planning.config import CoordinationConfig
 from wattmesh_cloud.planning.coordination import CoordinationService
+from wattmesh_edge.agents.planner import Storage
+from wattmesh_edge.agents.planner_community import SiteView, answer_round
 
 
 def objective(z, near, peak, ramp, before):
@@ -129,3 +131,43 @@ async def test_who_is_silent_or_talks_of_something_else_has_no_part(service, mes
 
 async def test_nothing_of_a_site_but_its_exchange_is_in_the_messages():
     assert set(CoordinationReply.__dataclass_fields__) == {"site_id", "agreement_id", "number", "grid_w"}
+
+
+async def test_gateways_and_cloud_agree_on_a_lower_peak_that_is_worth_its_price(service, messenger, clock):
+    """The gateways' own answers (dynamic programme) to the cloud's own wishes (ADMM), as they would travel."""
+    start = clock.utc_ns() - clock.utc_ns() % (3600 * NS_PER_S)
+    prices = tuple(2000 if hour < 8 else 5000 for hour in range(12))
+    views = {
+        f"home-{number}": SiteView(
+            storage=Storage(energy_wh=6400, power_w=5000),
+            stored_wh=1500.0,
+            net_wh=tuple(chance * (400.0 if hour < 8 else 1500.0) for hour in range(12)),
+            import_ticks=prices,
+            feed_in_ticks=500,
+        )
+        for number, chance in ((1, 1.0), (2, 1.3), (3, 0.8))
+    }
+    plans, first = {}, {}
+
+    def answer(to, message):
+        assert message.start_ns == start
+        reply, plan = answer_round(message, to.unit, views[to.unit], clock.utc_ns())
+        if message.number == 0:
+            first[to.unit] = reply.grid_w
+        if plan is not None:
+            plans[to.unit] = plan
+        return reply
+
+    messenger.answer = answer
+    service._config = service._config.model_copy(update={"rounds": 12})
+    await service.agree()
+    assert set(plans) == set(views)
+
+    def bill(site, grid):
+        return sum(watts * (price if watts > 0 else 500) for watts, price in zip(grid, prices, strict=True)) / 1e7
+
+    alone = sum(bill(site, grid) for site, grid in first.items())
+    agreed = sum(bill(site, plan.grid_w) for site, plan in plans.items())
+    saved = service.last["cost_alone"] - service.last["cost_agreed"]
+    assert service.last["peak_agreed_kw"] < 0.8 * service.last["peak_alone_kw"]
+    assert agreed - alone < saved, "what it costs the homes is less than what it is worth to the community"

@@ -247,6 +247,7 @@ async def test_a_restart_goes_on(world, background, clock, settled):
     await clock.advance(60)
     await settled(world.service)
     assert world.told(since=count)["ann"].import_limit_w == 2000
+    assert world.service.status is GridStatus.EMERGENCY
 
 
 @pytest.mark.parametrize(

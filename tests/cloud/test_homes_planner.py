@@ -26,7 +26,15 @@ def expected(net, **offs):
 
 def charges(**changes):
     price = np.where((np.arange(STEPS) >= 16) & (np.arange(STEPS) < 21), 0.5, 0.2)
-    base = {"price": price, "carbon": np.zeros(STEPS), "ramp": 0.0, "peak": 0.0, "day_peak": 0.0, "worth": 0.1}
+    base = {
+        "price": price,
+        "carbon": np.zeros(STEPS),
+        "ramp": 0.0,
+        "peak": 0.0,
+        "day_peak": 0.0,
+        "year_peak": 0.0,
+        "worth": 0.1,
+    }
     return Charges(**(base | changes))
 
 
@@ -71,6 +79,16 @@ def test_carbon_counts_by_home_and_cost_by_the_sum():
     arguments = {"stored_kwh": np.zeros(HOMES), "before_kw": 0.0, "highest_kw": 9.0}
     cheap = charges(price=np.zeros(STEPS), carbon=np.full(STEPS, 0.3), worth=0.01)
     assert planner().plan(expected(net), cheap, **arguments)[1, 0] == pytest.approx(2.0, abs=1e-6)
+
+
+def test_what_the_year_has_reached_is_free_and_more_is_dear():
+    net = np.full((HOMES, STEPS), 1.0)
+    net[0, 12] = 6.0
+    arguments = {"stored_kwh": np.full(HOMES, 6.0), "before_kw": 3.0, "highest_kw": 99.0}
+    flat = charges(price=np.full(STEPS, 0.2), worth=0.25, year_peak=5.0)
+    for ratchet in (5.0, 9.0):
+        total = (net + planner().plan(expected(net), flat, ratchet_kw=ratchet, **arguments)).sum(axis=0)
+        assert total.max() == pytest.approx(min(ratchet, 8.0), abs=1e-6)
 
 
 def test_uncertainty_is_worth_a_reserve_that_the_mean_does_not_see():

@@ -386,3 +386,18 @@ def test_a_plan_is_whole_or_refused_with_a_reason(row):
         assert now < one.start_ns < one.end_ns
         assert one.start_ns % SLOT == one.end_ns % SLOT == 0
     assert report_of(event, [], "house").wire()["eventID"] == event.id
+
+
+def test_the_clouds_file_places_the_secret_beside_itself(tmp_path):
+    from wattmesh_cloud.config import load_cloud
+
+    (tmp_path / "vtn.secret").write_text("x")
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "cloud.yaml").write_text(
+        "version: 1\norg: demo\nstate: state\nbroker: mqtt://127.0.0.1:1883\nkeys: keys\n"
+        "market:\n  area: a\n  tariff: {feed_in_price: 0.05, default_price: 0.3}\n"
+        "  participants: [{id: ann, import_limit_w: 1, export_limit_w: 1, credit_limit: 1}]\n"
+        "grid:\n  openadr: {url: https://vtn.example/openadr3, client_id: c, client_secret: vtn.secret}\n"
+    )
+    openadr = load_cloud(tmp_path / "cloud.yaml").model.grid.openadr
+    assert openadr.client_secret == tmp_path / "vtn.secret"

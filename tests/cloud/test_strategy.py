@@ -65,7 +65,7 @@ def test_the_shaved_level_is_the_lowest_that_every_peak_allows(usable):
 
     level = shaved_level_w(nets, usable)
     assert needed(level) <= usable + 0.1
-    assert level == pytest.approx(0, abs=0.1) or needed(level - 1) > usable
+    assert level == pytest.approx(0, abs=0.2) or needed(level - 1) > usable
 
 
 def test_without_a_forecast_no_trading_and_without_a_past_no_strategy():

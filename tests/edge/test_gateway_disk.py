@@ -126,3 +126,25 @@ async def test_it_ends_in_order_with_a_disk_that_fails(gateway, monkeypatch, cap
     await gateway._end()
     assert safe == [True]
     assert caplog.text.count("control goes on") == 1
+
+
+@pytest.mark.parametrize("years", [-56, 30])
+async def test_a_clock_that_jumps_by_years_and_back_costs_no_record_and_no_sense(gateway, years):
+    """A gateway without a clock of its own starts in 1970, and a receiver may believe to be in another century."""
+    for second in range(30):
+        cycle(gateway, BEGIN + second * 10**9, target=100.0 * second)
+    away = BEGIN + years * 365 * 86_400 * 10**9
+    for second in range(30):
+        cycle(gateway, away + second * 10**9, target=100.0 * second)
+    for second in range(60, 90):
+        cycle(gateway, BEGIN + second * 10**9, target=100.0 * second)
+    kept = gateway._db.execute(
+        "SELECT COUNT(*) FROM decisions WHERE time_ns BETWEEN ? AND ?", (BEGIN, BEGIN + 30 * 10**9)
+    ).fetchone()
+    assert kept == (30,), "what was decided before is still there"
+    gateway.outbox.seal()
+    assert gateway.outbox.bound() == 0
+    rows = gateway.outbox.counters()["measured.points"]
+    assert rows == 90 * sum(len(driver.values) for driver in gateway.drivers.values())
+    assert gateway._planned_slot == BEGIN
+    assert gateway.counts["record_failures"] == 0

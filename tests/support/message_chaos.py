@@ -74,7 +74,7 @@ class Answers:
 
         return access
 
-    async def settled(self):
+    async def settled(self, *, at_once=False):
         self.fuse.step()
 
     @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """An event loop whose time passes only when nobody has anything to do, and then at once."""
 
 import asyncio
+import contextlib
 import selectors
 
 NS = 1_000_000_000
@@ -41,6 +42,9 @@ class LoopClock:
 
     def monotonic_ns(self):
         return round((self._loop.time() - self._began) * NS)
+
+    def runner(self):
+        return contextlib.nullcontext()
 
     async def sleep_until_ns(self, monotonic_ns):
         await asyncio.sleep(max(0, monotonic_ns - self.monotonic_ns()) / NS)

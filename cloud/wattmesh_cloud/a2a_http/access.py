@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from wattmesh_a2a.envelope import CLOUD_UNIT, Address
 from wattmesh_a2a.errors import ConfigurationError
 from wattmesh_a2a.messages import TYPE_NAMES, Message, Revoke, StatsQuery, Strategy
 
+from wattmesh_cloud.access.model import Permission, Principal
 from wattmesh_cloud.tools.base import OPERATOR, READER, Caller
 
 _READ: frozenset[type[Message]] = frozenset({StatsQuery})
@@ -90,11 +92,46 @@ class MachineTokens:
         return Caller(id=found.id, roles=frozenset(found.roles), sites=sites)
 
 
+class ApiTokens:
+    """An :class:`Authenticator` for the tokens of the HTTP API (``wattmesh access``): its roles, tenants and expiry.
+
+    Args:
+        of_token: Who a token belongs to (:meth:`wattmesh_cloud.access.store.AccessStore.of_token`).
+    """
+
+    def __init__(self, of_token: Callable[[str], Principal | None]) -> None:
+        self._of_token = of_token
+
+    def caller(self, authorization: str | None, certificate: str | None) -> Caller | None:
+        """See :class:`Authenticator`."""
+        if authorization is None or authorization[: len(_BEARER)].lower() != _BEARER:
+            return None
+        who = self._of_token(authorization[len(_BEARER) :].strip())
+        if who is None:
+            return None
+        role = OPERATOR if who.may(Permission.OPERATE) else READER
+        return Caller(id=f"token:{who.name}"[:64], roles=frozenset({role}), sites=who.sites)
+
+
+class FirstOf:
+    """Several authenticators, of which the first one that knows a caller has the word."""
+
+    def __init__(self, *authenticators: Authenticator) -> None:
+        self._authenticators = authenticators
+
+    def caller(self, authorization: str | None, certificate: str | None) -> Caller | None:
+        """See :class:`Authenticator`."""
+        found = (one.caller(authorization, certificate) for one in self._authenticators)
+        return next((one for one in found if one is not None), None)
+
+
 def may_see(caller: Caller, agent: Address) -> bool:
     """Whether an agent exists for a caller: those of its sites, and the cloud's."""
     return caller.sites is None or agent.unit == CLOUD_UNIT or agent.unit in caller.sites
 
 
-def may_ask(caller: Caller, name: str) -> bool:
-    """Whether a caller may send requests of a type."""
+def may_ask(caller: Caller, name: str, agent: Address) -> bool:
+    """Whether a caller may send requests of a type; the cloud's own figures name every site, so they are for who sees all."""
+    if agent.unit == CLOUD_UNIT and caller.sites is not None:
+        return False
     return any(name in MAY_ASK.get(role, frozenset()) for role in caller.roles)

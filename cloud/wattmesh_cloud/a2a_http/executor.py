@@ -117,7 +117,7 @@ class BridgeExecutor(AgentExecutor):
     async def _typed(self, context: RequestContext, out: _Out, name: str, data: object) -> None:
         caller: Caller = context.call_context.state["caller"]
         actor = f"a2a:{caller.id}"
-        if not may_ask(caller, name):
+        if not may_ask(caller, name, self._agent):
             self._audit(actor, f"a2a.{name[:100]}", "refused", {"agent": str(self._agent)})
             await out.status(TaskState.TASK_STATE_REJECTED, f"your role may not ask for {name[:100]}")
             return

@@ -17,7 +17,7 @@ from wattmesh_a2a.cards import AgentRegistry
 from wattmesh_a2a.clock import Clock
 from wattmesh_a2a.errors import ConfigurationError
 
-from wattmesh_cloud.a2a_http.access import Authenticator, MachineTokens
+from wattmesh_cloud.a2a_http.access import Authenticator, FirstOf, MachineTokens
 from wattmesh_cloud.a2a_http.executor import BridgeMessenger
 from wattmesh_cloud.a2a_http.server import A2aHttp, Wiring
 from wattmesh_cloud.audit import AuditLog
@@ -51,7 +51,7 @@ def a2a_server(
         audit: Gets every action that was asked for.
         keys: The cloud's signer; one with a certificate signs the cards too.
         crl: Client certificates that were revoked.
-        authenticator: Says who calls; the file of machines where none is given.
+        authenticator: Says who calls, after the file of machines, if there is one.
     """
     scheme = "https" if model.certificate is not None else "http"
     wiring = Wiring(
@@ -59,7 +59,10 @@ def a2a_server(
         agents=registry.agents,
         agent=registry.get,
         clock=clock,
-        authenticator=authenticator or MachineTokens(model.tokens),
+        authenticator=FirstOf(
+            *([MachineTokens(model.tokens)] if model.tokens is not None else []),
+            *([authenticator] if authenticator is not None else []),
+        ),
         audit=lambda actor, action, outcome, detail: audit.write(clock.utc_ns(), actor, action, outcome, detail),
         org=org,
         url=model.url or f"{scheme}://{model.host}:{model.port}",

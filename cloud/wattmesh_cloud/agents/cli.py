@@ -51,7 +51,9 @@ def ask(argv: list[str]) -> int:
     )
     answer = questions.answer(arguments.question, arguments.at_ns or SystemClock().utc_ns())
     if answer.kind == "unknown" and "demand response" in arguments.question:
-        answer.text = "Preparing demand response needs the running cloud: ask on its page or by POST /api/v1/ask."
+        answer.text = (
+            "Preparing demand response needs the running cloud: ask on its page or by POST /api/v1/agents/ask."
+        )
     if arguments.json:
         print(json.dumps(answer.plain(), indent=2))
     else:

@@ -152,7 +152,7 @@ def summary(value: Any) -> Any:
     if isinstance(value, list):
         if len(value) <= _LONG:
             return [summary(one) for one in value]
-        if all(isinstance(one, int | float) for one in value):
+        if type(value[0]) in (int, float):
             return {
                 "count": len(value),
                 "least": min(value),

@@ -207,6 +207,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): plain(one) for key, one in value.items()}
     if isinstance(value, tuple | list):
+        if value and type(value[0]) in (int, float):  # long rows of figures are most of a situation
+            return list(value)
         return [plain(one) for one in value]
     if hasattr(value, "__dataclass_fields__"):
         return {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}

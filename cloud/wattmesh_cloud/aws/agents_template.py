@@ -16,12 +16,14 @@ from wattmesh_cloud.tools.schemas import gateway_schema
 
 AGENTS = ("market-supervisor", "forecasting", "grid-optimisation", "producer", "consumer")
 SUPERVISOR = AGENTS[0]
+ACTIONS = "energy-trading-actions"
+"""Behind a gateway of its own: a model proposes, and has no way to act."""
 _ARN = "arn:${AWS::Partition}:%s:${AWS::Region}:${AWS::AccountId}:"
 
 _HEAD = """\
 # Made by `python -m wattmesh_cloud.aws.agents_template`; change it there.
 AWSTemplateFormatVersion: "2010-09-09"
-Description: WattMesh, the agents on Bedrock AgentCore - five runtimes with their prod endpoints, a gateway, a memory.
+Description: WattMesh, the agents on Bedrock AgentCore - five runtimes with their prod endpoints, two gateways of tools, a memory.
 """
 
 
@@ -227,7 +229,7 @@ def _target(service: str) -> dict[str, Any]:
     return {
         "Type": "AWS::BedrockAgentCore::GatewayTarget",
         "Properties": {
-            "GatewayIdentifier": att("Gateway.GatewayIdentifier"),
+            "GatewayIdentifier": att(f"{'Actions' if service == ACTIONS else ''}Gateway.GatewayIdentifier"),
             "Name": service,
             "Description": f"The tools of {service}",
             "CredentialProviderConfigurations": [{"CredentialProviderType": "GATEWAY_IAM_ROLE"}],
@@ -243,33 +245,45 @@ def _target(service: str) -> dict[str, Any]:
     }
 
 
+def _gateway_role(services: list[str]) -> dict[str, Any]:
+    functions = [sub(_ARN % "lambda" + f"function:wattmesh-${{Environment}}-{one}") for one in services]
+    return _role(
+        "bedrock-agentcore.amazonaws.com",
+        [
+            {"Sid": "CallTheTools", "Action": "lambda:InvokeFunction", "Resource": functions},
+            {"Sid": "Decrypt", "Action": ["kms:Decrypt", "kms:GenerateDataKey"], "Resource": ref("KeyArn")},
+        ],
+    )
+
+
+def _gateway(name: str, role: str, about: str) -> dict[str, Any]:
+    return {
+        "Type": "AWS::BedrockAgentCore::Gateway",
+        "Properties": {
+            "Name": sub(name),
+            "Description": about,
+            "RoleArn": att(f"{role}.Arn"),
+            "AuthorizerType": "AWS_IAM",
+            "ProtocolType": "MCP",
+            "KmsKeyArn": ref("KeyArn"),
+        },
+    }
+
+
 def template() -> dict[str, Any]:
     """The template, as far as YAML has to be told."""
+    reads = [one for one in SERVICES if one != ACTIONS]
     resources: dict[str, Any] = {
-        "GatewayRole": _role(
-            "bedrock-agentcore.amazonaws.com",
-            [
-                {
-                    "Sid": "CallTheTools",
-                    "Action": "lambda:InvokeFunction",
-                    "Resource": [
-                        sub(_ARN % "lambda" + f"function:wattmesh-${{Environment}}-{one}") for one in SERVICES
-                    ],
-                },
-                {"Sid": "Decrypt", "Action": ["kms:Decrypt", "kms:GenerateDataKey"], "Resource": ref("KeyArn")},
-            ],
+        "GatewayRole": _gateway_role(reads),
+        "Gateway": _gateway(
+            "wattmesh-${Environment}", "GatewayRole", "What agents may use: the four tool services that read"
         ),
-        "Gateway": {
-            "Type": "AWS::BedrockAgentCore::Gateway",
-            "Properties": {
-                "Name": sub("wattmesh-${Environment}"),
-                "Description": "The five tool services by MCP",
-                "RoleArn": att("GatewayRole.Arn"),
-                "AuthorizerType": "AWS_IAM",
-                "ProtocolType": "MCP",
-                "KmsKeyArn": ref("KeyArn"),
-            },
-        },
+        "ActionsGatewayRole": _gateway_role([ACTIONS]),
+        "ActionsGateway": _gateway(
+            "wattmesh-${Environment}-actions",
+            "ActionsGatewayRole",
+            "What people may use; no agent has a permission for it",
+        ),
         "Memory": {
             "Type": "AWS::BedrockAgentCore::Memory",
             "DeletionPolicy": "Retain",
@@ -296,6 +310,7 @@ def template() -> dict[str, Any]:
         "Outputs": {
             **outputs,
             "GatewayUrl": {"Value": att("Gateway.GatewayUrl")},
+            "ActionsGatewayUrl": {"Value": att("ActionsGateway.GatewayUrl")},
             "MemoryId": {"Value": att("Memory.MemoryId")},
         },
     }

@@ -109,7 +109,14 @@ def stacks(model: DeploymentModel) -> list[Stack]:
 
 
 def template_text(part: str) -> str:
-    """The template of a part; raises :class:`ConfigurationError` where the package lacks it."""
+    """The template of a part; raises :class:`ConfigurationError` where the package lacks it.
+
+    The agents' is made anew, so that the gateway has the tools' schemas of this very code; its file is for reading.
+    """
+    if part == "agents":
+        from wattmesh_cloud.aws.agents_template import text
+
+        return text()
     beside = Path(__file__).parents[2] / "infra" / f"{part}.yaml"
     if beside.is_file():  # a source tree
         return beside.read_text(encoding="utf-8")

@@ -136,6 +136,8 @@ class EmergencyDesk:
         self.standing: dict[str, Emergency] = {}
         """By area."""
         self.over: list[Emergency] = []
+        self._told: set[str] = set()
+        """Emergencies whose sites were told since the last round."""
         self._restore()
 
     # -- what an operator may do
@@ -243,6 +245,7 @@ class EmergencyDesk:
 
     async def advance(self, now: int) -> None:
         """Renew what stands, step a black start on, take stages back when it is quiet, end what is over."""
+        self._told.clear()
         for standing in list(self.standing.values()):
             if now >= standing.ends_ns:
                 self._end(standing, "its longest time is over", now)
@@ -250,7 +253,7 @@ class EmergencyDesk:
                 self._step_on(standing, now)
             else:
                 self._calm(standing, now)
-            if standing.ended_ns is None:
+            if standing.ended_ns is None and standing.id not in self._told:
                 self._spawn(self._tell(standing))
 
     def _calm(self, standing: Emergency, now: int) -> None:
@@ -291,6 +294,7 @@ class EmergencyDesk:
         self._announce(standing)
         self._spawn(self._keep(standing, now))
         if standing.ended_ns is None:
+            self._told.add(standing.id)
             self._spawn(self._tell(standing))
 
     # -- what sites get

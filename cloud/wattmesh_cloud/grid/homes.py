@@ -52,6 +52,8 @@ class Charges:
     """A kWh/h of the sum above the billing period's highest."""
     day_peak: float
     """A kWh/h of the sum's highest hour of the horizon."""
+    year_peak: float
+    """A kWh/h of the sum above ``ratchet_kw``: what was reached before costs nothing again."""
     worth: float
     """A kWh that is stored at the end."""
 
@@ -89,7 +91,7 @@ class HomesPlanner:
             "bought": (steps, samples),
             "total": (steps,),
             "ramp": (steps, ramp_samples),
-            "peaks": (2,),
+            "peaks": (3,),
         }
         self._at, self._count = _numbered(sizes)
         self._build(energy_kwh, power_kw, efficiency)
@@ -104,7 +106,7 @@ class HomesPlanner:
                 "bought": (steps, self._samples),
                 "up": (steps, self._ramps),
                 "down": (steps, self._ramps),
-                "peak": (2, steps),
+                "peak": (3, steps),
             }
         )
         self._row = rows
@@ -155,7 +157,14 @@ class HomesPlanner:
         self._rows, self._columns = np.arange(count, dtype=np.int32), np.arange(self._count, dtype=np.int32)
 
     def plan(
-        self, expected: Expected, charges: Charges, *, stored_kwh: Array, before_kw: float, highest_kw: float
+        self,
+        expected: Expected,
+        charges: Charges,
+        *,
+        stored_kwh: Array,
+        before_kw: float,
+        highest_kw: float,
+        ratchet_kw: float = 0.0,
     ) -> Array:
         """Power of each battery in the coming hours (homes × steps), positive charging.
 
@@ -167,6 +176,7 @@ class HomesPlanner:
             stored_kwh: In each battery.
             before_kw: Exchange of the community in the last hour.
             highest_kw: Highest hour of the billing period so far.
+            ratchet_kw: Highest hour of the year so far, or what is not worth fighting below.
         """
         row, low, high = self._row, self._low, self._high
         known = (expected.net, expected.home_off, expected.total_off, expected.ramp_off, expected.peak_off)
@@ -179,12 +189,12 @@ class HomesPlanner:
         before = np.zeros((self._steps, 1))
         before[0] = before_kw
         low[row["up"]], low[row["down"]] = expected.ramp_off - before, before - expected.ramp_off
-        low[row["peak"]] = expected.peak_off[None] - np.array([[highest_kw], [0.0]])
+        low[row["peak"]] = expected.peak_off[None] - np.array([[highest_kw], [0.0], [ratchet_kw]])
         cost, at = np.zeros(self._count), self._at
         cost[at["own"]] = charges.carbon[None, :, None] / self._samples
         cost[at["bought"]] = charges.price[:, None] / self._samples
         cost[at["ramp"]] = charges.ramp / self._ramps
-        cost[at["peaks"]] = charges.peak, charges.day_peak
+        cost[at["peaks"]] = charges.peak, charges.day_peak, charges.year_peak
         cost[at["stored"][:, -1]] = -charges.worth
         self._solver.changeColsCost(self._count, self._columns, cost)
         self._solver.changeRowsBounds(len(low), self._rows, low, high)

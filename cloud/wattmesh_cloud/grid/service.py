@@ -41,6 +41,8 @@ _HARMLESS = frozenset({FrequencyEventKind.PHASE_STEP, FrequencyEventKind.INVALID
 _OPEN_AT_MOST = 10_000
 _SLOTS_KEPT = 400
 _WARN_NS = 900 * NS_PER_S
+_EVENTS_SHOWN = 30
+"""In the snapshot, which is taken every second while somebody looks."""
 
 
 class GridService:
@@ -103,6 +105,11 @@ class GridService:
             config.emergency, store, messenger, clock, state, self.address, monitor=self.monitor,
             measurements=measurements, quiet=self._quiet, announce=self._on_emergency, spawn=self._spawn,
         )  # fmt: skip
+
+        real = [one for one in self.emergency.standing.values() if not one.drill]
+        if real:  # a restart does not end an emergency, nor the market's halt
+            worst = max(real, key=lambda one: one.stage)
+            self.status, self.status_reason = GridStatus.EMERGENCY, f"stage {worst.stage} in area {worst.area_id}"
 
     def register(self) -> None:
         """Listen to gateways' health."""
@@ -197,7 +204,7 @@ class GridService:
             "reason": self.status_reason,
             "frequency_hz": sum(values) / len(values) if values else None,
             "frequency_events": self.frequency_events,
-            "demand_response": self.events(),
+            "demand_response": self.events()[-_EVENTS_SHOWN:],
             "areas": [row_of(one) for one in self.areas()],
             "warnings": [row_of(one) for one in self.warnings()],
             "emergency": self.emergency.view(),

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wattmesh_a2a.codec import message_to_json
 from wattmesh_a2a.market import Order
 from wattmesh_a2a.messages import OrderBatchResult
 
-from wattmesh_cloud.market.areas import Markets
 from wattmesh_cloud.store.base import JsonValue
 from wattmesh_cloud.tools import (
     energy_trading_actions,
@@ -23,6 +22,11 @@ from wattmesh_cloud.tools import (
     weather_forecast,
 )
 from wattmesh_cloud.tools.base import OPERATOR, READER, TRADER, Tool
+
+if TYPE_CHECKING:
+    from wattmesh_cloud.market.areas import (
+        Markets,  # its kernel is compiled: not where only the tools' names are needed
+    )
 
 _READERS = frozenset({READER, OPERATOR, TRADER})
 

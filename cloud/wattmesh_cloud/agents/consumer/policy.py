@@ -74,12 +74,17 @@ def shaved_level_w(net_wh: Sequence[float], usable_wh: float) -> float:
 
     A peak is a run of quarter hours above the level; between two runs the battery is taken to be filled again. Bisection.
     """
-    low, high = 0.0, max(0.0, *net_wh) * 4
-    for _ in range(20):
-        middle = (low + high) / 2
-        run = most = 0.0
+    low, high = 0.0, max(0.0, *net_wh)
+    for _ in range(15):
+        middle, run = (low + high) / 2, 0.0
         for net in net_wh:
-            run = run + net - middle / 4 if net * 4 > middle else 0.0
-            most = max(most, run)
-        low, high = (middle, high) if most > usable_wh else (low, middle)
-    return high
+            if net <= middle:
+                run = 0.0
+                continue
+            run += net - middle
+            if run > usable_wh:
+                low = middle
+                break
+        else:
+            high = middle
+    return high * 4
