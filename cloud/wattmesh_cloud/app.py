@@ -525,6 +525,7 @@ class Cloud:
             "lake_files": len(self.lake.files()),
             "dead_letters": sum(self.dead.counts().values()),
             "public_url": self._config.model.http.public_url,
+            "openadr": None if (vtn := self._config.model.grid.openadr) is None else f"client of {vtn.url}",
         }
 
     def _mcp_server(self) -> uvicorn.Server | None:
