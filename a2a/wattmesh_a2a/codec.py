@@ -6,7 +6,8 @@ import json
 import math
 import re
 import sys
-from functools import cache, lru_cache
+from collections.abc import Callable
+from functools import cache, lru_cache, partial
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -32,6 +33,22 @@ def _adapter(name: str) -> TypeAdapter[Any]:
     return TypeAdapter(MESSAGE_TYPES[name])
 
 
+@cache
+def _to_json(name: str) -> Callable[..., Any]:
+    """A type's writer to plain values itself: what stands around it costs a fifth of a small message."""
+    return partial(_adapter(name).serializer.to_python, mode="json")
+
+
+@cache
+def _to_bytes(name: str) -> Callable[[Any], bytes]:
+    return _adapter(name).serializer.to_json
+
+
+@cache
+def _validate(name: str) -> Callable[[object], Any]:
+    return _adapter(name).validator.validate_python
+
+
 def type_name(message: Message) -> str:
     """The versioned name of a message's type on the wire."""
     return TYPE_NAMES[type(message)]
@@ -39,12 +56,12 @@ def type_name(message: Message) -> str:
 
 def message_to_json(message: Message) -> Any:
     """A message as plain JSON values."""
-    return _adapter(type_name(message)).dump_python(message, mode="json")
+    return _to_json(type_name(message))(message)
 
 
 def message_to_bytes(message: Message) -> bytes:
     """A message as JSON text."""
-    return _adapter(type_name(message)).dump_json(message)
+    return _to_bytes(type_name(message))(message)
 
 
 def record_line(message: Message) -> bytes:
@@ -63,7 +80,7 @@ def message_from_json(name: str, data: object) -> Message:
     if name not in MESSAGE_TYPES:
         raise InvalidMessageError(f"unknown message type {name[:80]!r}")
     try:
-        message: Message = _adapter(name).validate_python(data)
+        message: Message = _validate(name)(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -225,6 +225,11 @@ class Journal:
             raise
         self._size += len(content)
 
+    def check_ours(self) -> None:
+        """Raises :class:`ConfigurationError` when another writer has taken over: then there is nothing left to do here."""
+        if not _names(self._path, self._file):
+            raise ConfigurationError(f"{self._path}: another writer has taken over; this process ends")
+
     def close(self) -> None:
         """Release the file and its lock."""
         os.close(self._file)

@@ -66,6 +66,7 @@ _MOST_TRACES = 8
 _MOST_TRACED = 10_000
 _DAY_NS = 86_400 * NS_PER_S
 _MOST_TASKS = 5000
+_TELL_EVERY_S = 0.02
 
 
 class MarketService:
@@ -108,6 +109,7 @@ class MarketService:
         self._gateways: dict[str, Address] = {}
         self._executed: list[tuple[str, Trade]] = []
         self._telling = False
+        self._told_s = 0.0
         self._traces: dict[tuple[str, int], tuple[str, ...]] = {}
         self._journal = Journal(journal_path(state, config.area))
         self._snapshot = state / f"market-{config.area}.snapshot"
@@ -178,8 +180,14 @@ class MarketService:
             results = self._replica.apply_message(message, now)
         self._note_trace(message)
         if self._executed and not self._telling:
-            self._telling = True  # once for all that a group of the journal brings
-            asyncio.get_running_loop().call_soon(self._tell_executions)
+            self._telling = (
+                True  # once for all that a group of the journal brings, and a busy market not for each group
+            )
+            loop = asyncio.get_running_loop()
+            if loop.time() >= self._told_s + _TELL_EVERY_S:
+                loop.call_soon(self._tell_executions)
+            else:
+                loop.call_at(self._told_s + _TELL_EVERY_S, self._tell_executions)
         return results
 
     async def _take_snapshot(self) -> None:
@@ -234,6 +242,7 @@ class MarketService:
     def _tell_executions(self) -> None:
         """Tell the owners of resting orders what has just traded; the others have it in their answer."""
         executed, self._executed, self._telling = self._executed, [], False
+        self._told_s = asyncio.get_running_loop().time()
         by_owner: dict[str, list[Trade]] = {}
         for name, trade in executed:
             by_owner.setdefault(name, []).append(trade)
@@ -315,6 +324,7 @@ class MarketService:
                 await self._clock.sleep_until_ns(now - now % _STEP_NS + _STEP_NS)
 
     async def _step(self) -> None:
+        self._journal.check_ours()
         now = self._clock.utc_ns()
         await self._journal_refusals()
         await self._guarded(now)

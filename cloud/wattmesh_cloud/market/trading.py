@@ -226,7 +226,7 @@ class Trading:
         """The book's new fills as trades: positions, ledger, candles."""
         assert slot.book is not None
         made = []
-        area, on_trade = self.config.area, self.on_trade
+        area, on_trade, transfer = self.config.area, self.on_trade, self.ledger.transfer
         head = f"{area}-{slot.start_ns // NS}-"
         for maker_number, taker_number, price, quantity in slot.book.fills(before):
             maker, taker = slot.live[maker_number], slot.live[taker_number]
@@ -260,7 +260,7 @@ class Trading:
             slot.welfare_units += quantity * (top - bottom)
             slot.trade(trade, now_ns)
             self.trades[trade.id] = trade
-            self.ledger.transfer(trade.id, buyer, seller, quantity * price, "trade")
+            transfer(trade.id, buyer, seller, quantity * price, "trade")
             made.append(trade)
             if on_trade is not None:
                 on_trade(trade, maker.placed.participant_id, taker.placed.participant_id)
