@@ -73,9 +73,11 @@ def _run(arguments: argparse.Namespace) -> int:
     base = {row.name: row.paid for row in rows}
     for row in rows:
         parts = [
-            f"{-(base[name] - row.paid) / base[name]:+7.1%} against {name}" for name in names[:2] if base[name] > 0
+            f"{-(base[name] - row.paid) / base[name]:+7.1%} against {name}"
+            for name in names[:2]
+            if base[name] > 0 and name != row.name
         ]
-        print(f"{row.name:<16}{row.paid:>12,.2f} {period.currency}  {', '.join(parts)}")
+        print(f"{row.name:<16}{row.paid:>12,.2f} {period.currency}  {', '.join(parts)}".rstrip())
     alone = sum(bound.alone.values())
     print(
         f"{'perfect, alone':<16}{alone:>12,.2f} {period.currency}\n{'perfect, all':<16}{bound.together:>12,.2f} {period.currency}"
