@@ -60,6 +60,7 @@ log = logging.getLogger(__name__)
 _REPORT_NS = 3600 * NS_PER_S
 _DAY_NS = 86_400 * NS_PER_S
 _AWAY_DAYS = 40
+_BOUND_S = 30.0
 _DRAIN_S = 15.0
 _LAST_CYCLE_S = 5.0
 """Real time that the last cycle has to end in."""
@@ -277,11 +278,13 @@ class Gateway:
         self._service.close()
 
     async def _uplink_loop(self) -> None:
-        """In real time, beside control: live batches first, the backlog behind them."""
+        """In real time, beside control: live batches first, the backlog behind them; the bounds once in a while."""
+        bound_due = 0.0
         while True:
             try:
                 await self.uplink.pump()
-                self.outbox.bound()
+                if time.monotonic() >= bound_due:  # looking at ages reads whole batches: not with every pump
+                    bound_due = time.monotonic() + (0.0 if self.outbox.bound() else _BOUND_S)
             except sqlite3.Error as error:
                 self.counts["outbox_failures"] += 1
                 log.debug("the outbox cannot be read now: %s", error)
