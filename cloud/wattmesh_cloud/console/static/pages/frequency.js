@@ -107,7 +107,7 @@ export default async function (main, context) {
       const found = await api.get(`sites/${encodeURIComponent(row.site_id)}/frequency/${encodeURIComponent(row.id)}/trace`);
       if (!found.times_ms.length) {
         const young = tries < 6;
-        replace(trace, young ? empty("The trace is being written", "A gateway keeps it two seconds after the event; it appears by itself.") : empty("No trace of this event", "The gateway keeps the traces of its last 200 events."));
+        replace(trace, young ? empty("The trace is being written", "A gateway keeps it two seconds after the event; it appears by itself.") : empty("No trace under this event", "An event that follows another closely stands in the other one's trace; the last 200 traces are kept."));
         if (young) setTimeout(() => picked === row.id && showTrace(row, tries + 1), 3000);
         return;
       }
