@@ -89,8 +89,6 @@ def forecasts(homes, hours, kept=None):
 class OurBatteries:
     """Alike batteries with a constant efficiency."""
 
-    efficiency = ONE_WAY
-
     def __init__(self, net):
         self._net, self.stored = net, np.zeros(net.shape[1])
 
@@ -104,9 +102,6 @@ class OurBatteries:
 
 class CityLearnBatteries:
     """The environment's own: what is asked for after hour t is done in hour t + 1, so nothing is done in the first hour."""
-
-    efficiency = 0.83**0.5
-    """Of its curve at up to 30 % of the power, where homes are most of the time; known from its data sheet, not from its runs."""
 
     def __init__(self, net):
         from citylearn.citylearn import CityLearnEnv
@@ -199,9 +194,8 @@ class Outlook:
 def play(net, price, carbon, quantiles, corrected, batteries=None):
     """Net load of each home with its battery, and how long each plan took."""
     homes, hours = net.shape[1], len(quantiles)
+    planner = HomesPlanner(homes, energy_kwh=ENERGY, power_kw=POWER, efficiency=ONE_WAY, steps=STEPS)
     batteries = OurBatteries(net) if batteries is None else batteries
-    one_way = batteries.efficiency
-    planner = HomesPlanner(homes, energy_kwh=ENERGY, power_kw=POWER, efficiency=one_way, steps=STEPS)
     outlook, result, took = Outlook(net, quantiles), np.zeros((hours, homes)), []
     total = net.sum(axis=1)
     prices = np.concatenate([price, price[:STEPS]])
@@ -231,7 +225,7 @@ def play(net, price, carbon, quantiles, corrected, batteries=None):
             peak=0.5 * MONTH * mean["energy"] / max(highest, 1.0) ** 2 / factor,
             day_peak=DAY_PEAK * 0.5 / mean["ramp"],
             year_peak=(1 - UPPER) * len(price) / 3 / top if now else 0.0,
-            worth=0.8 * one_way * float((energy_price + energy_carbon).mean()),
+            worth=0.8 * ONE_WAY * float((energy_price + energy_carbon).mean()),
         )
         expected = outlook.at(now, corrected)
         began = time.perf_counter()
