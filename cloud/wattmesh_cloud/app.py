@@ -38,7 +38,7 @@ from wattmesh_cloud.access.model import Tenants
 from wattmesh_cloud.access.oidc import Oidc, read_secret
 from wattmesh_cloud.access.store import AccessStore
 from wattmesh_cloud.agents.looks import Sources
-from wattmesh_cloud.agents.models import reasoner
+from wattmesh_cloud.agents.models import reasoner, remote_memory
 from wattmesh_cloud.agents.service import AgentsService
 from wattmesh_cloud.agents.toolbox import Toolbox
 from wattmesh_cloud.api import PREFIX, Services, create_api
@@ -191,7 +191,7 @@ class Cloud:
         toolbox = Toolbox(context)  # of models: reading alone, there is no action in it
         self.strategy = AgentsService(
             model.agents, sources, self.store, messenger, clock, state, org, audit=self.audit,
-            reasoner=reasoner(model.agents.model, toolbox),
+            reasoner=reasoner(model.agents.model, toolbox), remote=remote_memory(model.agents),
         )  # fmt: skip
         toolbox.consult = self.strategy.conversations.consult_tool
         self.planning = self._planning()
@@ -525,6 +525,7 @@ class Cloud:
             "lake_files": len(self.lake.files()),
             "dead_letters": sum(self.dead.counts().values()),
             "public_url": self._config.model.http.public_url,
+            "openadr": None if (vtn := self._config.model.grid.openadr) is None else f"client of {vtn.url}",
         }
 
     def _mcp_server(self) -> uvicorn.Server | None:

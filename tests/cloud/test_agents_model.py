@@ -24,6 +24,7 @@ from converse_endpoint import (  # noqa: E402
     tool_block,
     tools,
 )
+from wattmesh_cloud.agents.cli import evaluate  # noqa: E402
 from wattmesh_cloud.agents.config import ModelConfig  # noqa: E402
 from wattmesh_cloud.agents.contract import ModelOutcome, Task  # noqa: E402
 from wattmesh_cloud.agents.roster import ROSTER  # noqa: E402
@@ -249,3 +250,17 @@ async def test_an_operators_question_is_answered_in_words_and_cannot_propose(ask
     assert given.text == "Because the limit was 1800 W."
     names = {one["toolSpec"]["name"] for one in endpoint.requests[0]["toolConfig"]["tools"]}
     assert "propose" not in names
+
+
+def test_the_cases_on_a_model_as_a_table(monkeypatch, capsys):
+    """As on real Bedrock, where credentials exist: what a model adds must be allowed, and its failures have names."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    arguments = ["--reasoner", "bedrock", "--region", "eu-central-1", "--agent", "forecasting", "--url"]
+    with ConverseEndpoint(text("I agree.")) as endpoint:
+        assert evaluate([*arguments, endpoint.url]) == 0
+        assert endpoint.wrong == []
+    assert "12 of 12 passed (bedrock)" in capsys.readouterr().out
+    with ConverseEndpoint(refused("ThrottlingException", "slow", 429)) as endpoint:
+        assert evaluate([*arguments, endpoint.url]) == 1
+    assert "throttled" in capsys.readouterr().out

@@ -8,7 +8,7 @@ from wattmesh_a2a.clock import NS_PER_S
 from wattmesh_a2a.consult import AgentAdvice, AgentConsult
 from wattmesh_a2a.delivery import Delivery
 from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, INGEST_AGENT, Address
-from wattmesh_a2a.errors import ExpiredError, UnauthorisedError
+from wattmesh_a2a.errors import ExpiredError, UnauthorisedError, UnavailableError
 from wattmesh_a2a.messages import Refused
 from wattmesh_a2a.signing import KeyRing
 from wattmesh_a2a.transports.memory import MemoryBroker, MemoryTransport
@@ -364,6 +364,29 @@ def test_the_cases_as_a_table(which, capsys):
     passed, _, total, *_ = last.split()
     assert passed == total
     assert int(total) >= 60
+
+
+async def test_a_memory_elsewhere_gets_every_decision_and_holds_up_nothing(world, caplog):
+    class Remote:
+        def __init__(self):
+            self.kept, self.up = [], True
+
+        def remember(self, record):
+            if not self.up:
+                raise UnavailableError("AgentCore memory: throttled")
+            self.kept.append(record.id)
+
+    remote = world.service._remote = Remote()
+    world.forecast([250.0] * 192)
+    for up in (True, False, False, True):
+        remote.up = up
+        record = await world.service.decide("market-supervisor", world.service.looks.market)
+        await asyncio.gather(*world.service._tasks)
+        assert world.service.memory.get(record.id) is not None
+    assert len(remote.kept) == 2
+    assert [one.message for one in caplog.records] == [
+        "decisions are kept here alone: AgentCore memory: throttled", "decisions are kept elsewhere again",
+    ]  # fmt: skip
 
 
 def test_advice_is_an_opinion():

@@ -130,3 +130,24 @@ def test_a_grid_instruction_stops_the_car():
         ("car", Priority.PLAN, 7400.0, None),
     )  # fmt: skip
     assert found["car"].target_w == 0
+
+
+@pytest.mark.parametrize("planned_w", [0.0, 3000.0], ids=["nothing planned", "planned late"])
+def test_a_site_plan_chooses_the_hours_and_the_need_is_met_whatever_it_says(planned_w):
+    def planned(device, utc_ns):
+        hour = datetime.fromtimestamp(utc_ns / 1e9, tz=UTC).astimezone(ZONE).hour
+        return planned_w if device == "car" and 20 <= hour < 24 else 0.0
+
+    agent = FlexibleAgent((CAR,), TARIFF, ZONE, period_s=60.0, planned=planned)
+    energy, _, hours = night((6, 10), agent=agent)
+    assert 10_900 <= energy <= 11_300, "a plan that forgets the car does not leave it empty"
+    if planned_w:
+        assert hours <= {20, 21, 22, 23, 0}
+    else:
+        assert hours <= {5, 6, 7}, "no time to spare"
+
+
+def test_the_cloud_is_told_what_loads_need():
+    (need,) = FlexibleAgent((CAR,), TARIFF, ZONE, period_s=60.0).needs()
+    assert (need.device, need.energy_wh, need.begins, need.ends) == ("car", 11_000, "18:00", "07:00")
+    assert need.days == tuple(range(7))

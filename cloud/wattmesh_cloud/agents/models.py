@@ -4,9 +4,28 @@ from __future__ import annotations
 
 from wattmesh_a2a.errors import ConfigurationError
 
-from wattmesh_cloud.agents.config import ModelConfig
+from wattmesh_cloud.agents.config import AgentsConfig, ModelConfig
 from wattmesh_cloud.agents.contract import Reasoner
+from wattmesh_cloud.agents.memory import Memory
 from wattmesh_cloud.agents.toolbox import Toolbox
+
+
+def remote_memory(config: AgentsConfig) -> Memory | None:
+    """The AgentCore memory that the file names; none where it names none.
+
+    Raises:
+        ConfigurationError: boto3 is not installed.
+    """
+    if config.memory_id is None:
+        return None
+    try:
+        import boto3
+    except ModuleNotFoundError as error:
+        raise ConfigurationError("agents.memory_id needs the extra: pip install 'wattmesh[agentcore]'") from error
+    from wattmesh_cloud.agents.agentcore import AgentCoreMemory
+
+    region = config.model.region if config.model is not None else None
+    return AgentCoreMemory(config.memory_id, boto3.client("bedrock-agentcore", region_name=region))
 
 
 def reasoner(config: ModelConfig | None, toolbox: Toolbox) -> Reasoner | None:

@@ -874,7 +874,7 @@ class System(Answer):
     lake_files: int
     a2a_address: str = Field(examples=["demo/cloud/ingest"])
     a2a_card: str = Field(description="Topic of the agent card", examples=["a2a/v1/demo/cloud/ingest/card"])
-    openadr: str | None = Field(description="Address of the OpenADR 3 VTN, where one is served")
+    openadr: str | None = Field(description="The OpenADR 3 VTN whose events are taken, where one is named")
     public_url: str | None
 
 

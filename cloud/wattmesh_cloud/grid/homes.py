@@ -53,7 +53,8 @@ class Charges:
     day_peak: float
     """A kWh/h of the sum's highest hour of the horizon."""
     year_peak: float
-    """A kWh/h of the sum above ``ratchet_kw``: what was reached before costs nothing again."""
+    """A kWh/h of the sum above ``ratchet_kw`` in any hour: what was reached before costs nothing again. By the hour and not by
+    the horizon's highest, under which other hours could be filled up for nothing."""
     worth: float
     """A kWh that is stored at the end."""
 
@@ -91,7 +92,8 @@ class HomesPlanner:
             "bought": (steps, samples),
             "total": (steps,),
             "ramp": (steps, ramp_samples),
-            "peaks": (3,),
+            "peaks": (2,),
+            "over": (steps,),
         }
         self._at, self._count = _numbered(sizes)
         self._build(energy_kwh, power_kw, efficiency)
@@ -106,7 +108,8 @@ class HomesPlanner:
                 "bought": (steps, self._samples),
                 "up": (steps, self._ramps),
                 "down": (steps, self._ramps),
-                "peak": (3, steps),
+                "peak": (2, steps),
+                "over": (steps,),
             }
         )
         self._row = rows
@@ -133,6 +136,8 @@ class HomesPlanner:
             put(rows[name][1:], at["total"][:-1, None], -sign)
         put(rows["peak"], at["peaks"][:, None], 1.0)
         put(rows["peak"], at["total"][None], -1.0)
+        put(rows["over"], at["over"], 1.0)
+        put(rows["over"], at["total"], -1.0)
         row, column, value = (np.concatenate(parts) for parts in zip(*entries, strict=True))
         order = np.argsort(row, kind="stable")
         infinity = highspy.kHighsInf
@@ -189,12 +194,14 @@ class HomesPlanner:
         before = np.zeros((self._steps, 1))
         before[0] = before_kw
         low[row["up"]], low[row["down"]] = expected.ramp_off - before, before - expected.ramp_off
-        low[row["peak"]] = expected.peak_off[None] - np.array([[highest_kw], [0.0], [ratchet_kw]])
+        low[row["peak"]] = expected.peak_off[None] - np.array([[highest_kw], [0.0]])
+        low[row["over"]] = expected.peak_off - ratchet_kw
         cost, at = np.zeros(self._count), self._at
         cost[at["own"]] = charges.carbon[None, :, None] / self._samples
         cost[at["bought"]] = charges.price[:, None] / self._samples
         cost[at["ramp"]] = charges.ramp / self._ramps
-        cost[at["peaks"]] = charges.peak, charges.day_peak, charges.year_peak
+        cost[at["peaks"]] = charges.peak, charges.day_peak
+        cost[at["over"]] = charges.year_peak
         cost[at["stored"][:, -1]] = -charges.worth
         self._solver.changeColsCost(self._count, self._columns, cost)
         self._solver.changeRowsBounds(len(low), self._rows, low, high)
