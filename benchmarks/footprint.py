@@ -20,7 +20,7 @@ from wattmesh_simulators.demo_fleet import default_start, free_ports, write_flee
 from wattmesh_simulators.processes import Child, Children
 
 SETTLE_S = 15.0
-GOAL_MB, GOAL_PERCENT, GOAL_POINTS = 80.0, 5.0, 60
+GOAL_MB, GOAL_PERCENT, GOAL_POINTS = 60.0, 5.0, 60
 
 
 async def ready(child: Child) -> None:

@@ -29,6 +29,8 @@ FIRST_REPLY_S, IDLE_S, ATTEMPTS = 15.0, 30.0, 3
 _PAUSES_S = (1.0, 2.0, 4.0)
 _RUNNING_AT_MOST, _PAUSED_AT_MOST, _LISTENERS_AT_MOST, _EVENTS_AT_MOST = 200, 1000, 8, 1000
 _ASKED_AT_MOST = 2000
+_ANSWER_AT_MOST = 8_000_000
+"""Bytes of all that an agent answers to one request."""
 _KEEP_NS = 3600 * NS_PER_S
 """For so long the outcome of a task is told again."""
 _SEQUENCE = "wattmesh.sequence"
@@ -350,6 +352,7 @@ class PlainError(WattmeshError):
 @dataclass(slots=True)
 class _Asked:
     replies: asyncio.Queue[dict[str, Any]] = field(default_factory=lambda: asyncio.Queue(_EVENTS_AT_MOST))
+    size: int = 0
 
 
 class PlainClient:
@@ -376,10 +379,17 @@ class PlainClient:
         asked = self._asked.get(correlation) if correlation else None
         if asked is None:
             return False
+        asked.size += len(payload)
         try:
             fields = codec.decode_fields(payload)
         except InvalidMessageError:
             fields = {"error": {"code": -32700, "message": "the agent answered with something that is no JSON"}}
+        if asked.size > _ANSWER_AT_MOST:
+            fields = {
+                "error": {"code": -32603, "message": f"the agent answered with more than {_ANSWER_AT_MOST} bytes"}
+            }
+            while not asked.replies.empty():
+                asked.replies.get_nowait()
         if not asked.replies.full():
             asked.replies.put_nowait(fields)
         return True

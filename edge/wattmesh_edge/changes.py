@@ -196,6 +196,9 @@ class Changes:
 
     async def _execute(self, execution: Mapping[str, Any]) -> None:
         job, status = str(execution["jobId"]), execution.get("status")
+        document = execution.get("jobDocument")
+        if isinstance(document, dict) and "operation" not in document:
+            return  # for another client of the same thing, like the AWS IoT Device Client
         if self._busy or self._running_job() is not None:
             return  # one at a time; the service tells of the next when this one is over
         if status == "IN_PROGRESS":
@@ -206,7 +209,7 @@ class Changes:
         self._busy = True
         try:
             await self._tell_job(job, "IN_PROGRESS", "being checked")
-            await self._carry_out(job, execution.get("jobDocument"))
+            await self._carry_out(job, document)
         except WattmeshError as error:
             log.warning("job %s is refused: %s", job, error)
             await self._tell_job(job, "REJECTED" if isinstance(error, UnauthorisedError) else "FAILED", str(error))

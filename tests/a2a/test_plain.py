@@ -175,3 +175,16 @@ async def test_a_strange_answer_is_a_typed_error(reply):
     client = PlainClient(send)
     with pytest.raises(PlainError):
         await all_of_client(client)
+
+
+async def test_an_answer_without_end_is_cut_off_with_a_typed_error():
+    async def send(to, payload, correlation):
+        part = {"artifactUpdate": {"artifact": {"artifactId": "a", "parts": [{"text": "x" * 900_000}]}}}
+        for _ in range(30):
+            client.take(correlation, json.dumps({"jsonrpc": "2.0", "id": 1, "result": part}).encode())
+
+    client = PlainClient(send)
+    with pytest.raises(PlainError, match="more than"):
+        async for _ in client.ask(SITE, "SendStreamingMessage", {"message": says("x")}):
+            pass
+    assert not client._asked

@@ -542,6 +542,7 @@ async def test_tasks_outlive_the_process_and_come_in_pages(tmp_path):
     tasks.close()
     tasks = Tasks(tmp_path / "tasks.sqlite")
     store = AgentTasks(tasks, "o/home-1/gateway")
+    assert (tmp_path / "tasks.sqlite").stat().st_mode & 0o077 == 0
     seen, token = [], ""
     while True:
         page = await store.list(ListTasksRequest(page_size=10, page_token=token, context_id="odd"), ann)

@@ -486,6 +486,10 @@ GATEWAY_MAY = [
     ("iot:Receive", TOPIC + "a2a/v1/request/acme/home-1/gateway"),
     ("iot:Receive", TOPIC + "a2a/v1/reply/acme/home-1/gateway/s1"),
     ("iot:Receive", TOPIC + "a2a/v1/event/acme/cloud/grid-optimisation"),
+    ("iot:Publish", TOPIC + "$aws/things/home-1/shadow/name/config/update"),
+    ("iot:Publish", TOPIC + "$aws/things/home-1/jobs/upgrade-7/update"),
+    ("iot:Subscribe", FILTER + "$aws/things/home-1/shadow/name/config/update/delta"),
+    ("iot:Receive", TOPIC + "$aws/things/home-1/jobs/$next/get/accepted"),
 ]
 GATEWAY_MAY_NOT = {
     "connect as another site": ("iot:Connect", CLIENT + "acme/home-2/gateway"),
@@ -511,7 +515,11 @@ GATEWAY_MAY_NOT = {
     "telemetry through the broker, which costs": ("iot:Publish", TOPIC + "wattmesh/v1/telemetry/acme/home-1/points"),
     "another's shadow": ("iot:Publish", TOPIC + "$aws/things/home-2/shadow/update"),
     "its own shadow": ("iot:Publish", TOPIC + "$aws/things/home-1/shadow/update"),
-    "a job's status": ("iot:Publish", TOPIC + "$aws/things/home-1/jobs/x/update"),
+    "another's job": ("iot:Publish", TOPIC + "$aws/things/home-2/jobs/x/update"),
+    "another named shadow": ("iot:Publish", TOPIC + "$aws/things/home-1/shadow/name/keys/update"),
+    "what it is told itself": ("iot:Publish", TOPIC + "$aws/things/home-1/jobs/notify-next"),
+    "another's delta": ("iot:Subscribe", FILTER + "$aws/things/home-2/shadow/name/config/update/delta"),
+    "every shadow": ("iot:Subscribe", FILTER + "$aws/things/home-1/shadow/#"),
     "any topic": ("iot:Publish", TOPIC + "anything"),
     "a topic above its own": ("iot:Publish", TOPIC + "a2a/v1/event/acme/home-1"),
     "a topic below its event": ("iot:Publish", TOPIC + "a2a/v1/event/acme/home-1/gateway/x"),

@@ -307,3 +307,9 @@ async def test_an_artifact_that_is_another_or_elsewhere_is_refused(bench, shelf)
     upgrade = document(bench, shelf, b"no wheel", operation=UPGRADE, version="9.9.9")
     await bench.hear("jobs/notify-next", queued(upgrade))
     assert bench.told()[-1] == ("FAILED", "this gateway keeps no releases")
+
+
+@pytest.mark.parametrize("status", ["QUEUED", "IN_PROGRESS"])
+async def test_a_job_for_another_client_of_the_thing_is_left_alone(bench, status):
+    await bench.hear("jobs/notify-next", queued({"version": "1.0", "steps": []}, status=status))
+    assert bench.told() == []

@@ -23,6 +23,32 @@ def publishes(org: str, site: str) -> list[str]:
     ]
 
 
+_AWS_THINGS, _OWN_THINGS = "$aws/things", "wattmesh/v1/things"
+"""Where shadow and jobs are: on AWS, and on a broker of one's own (``messaging.things`` in the site file)."""
+
+
+def tells_of_changes(things: str, site: str) -> list[str]:
+    """Topics by which a gateway tells of its configuration (the named shadow alone) and its jobs."""
+    me = f"{things}/{site}"
+    return [
+        f"{me}/shadow/name/config/update",
+        f"{me}/shadow/name/config/get",
+        f"{me}/jobs/$next/get",
+        f"{me}/jobs/*/update",
+    ]
+
+
+def hears_of_changes(things: str, site: str) -> list[str]:
+    """Topics by which a gateway is told what is wanted; each by its whole name."""
+    me = f"{things}/{site}"
+    return [
+        f"{me}/shadow/name/config/update/delta",
+        f"{me}/shadow/name/config/get/accepted",
+        f"{me}/jobs/notify-next",
+        f"{me}/jobs/$next/get/accepted",
+    ]
+
+
 def telemetry(org: str, site: str) -> str:
     """The topic of a gateway's batches, without a rule in front."""
     return f"wattmesh/v1/telemetry/{org}/{site}/*"
@@ -72,7 +98,13 @@ def iot_policy(org: str, region: str, account: str, rule: str) -> dict[str, Any]
                 "Sid": "PublishInItsOwnName",
                 "Effect": "Allow",
                 "Action": "iot:Publish",
-                "Resource": topics([*publishes(org, THING), f"$aws/rules/{rule}/{telemetry(org, THING)}"]),
+                "Resource": topics(
+                    [
+                        *publishes(org, THING),
+                        f"$aws/rules/{rule}/{telemetry(org, THING)}",
+                        *tells_of_changes(_AWS_THINGS, THING),
+                    ]
+                ),
                 "Condition": attached,
             },
             {
@@ -86,14 +118,14 @@ def iot_policy(org: str, region: str, account: str, rule: str) -> dict[str, Any]
                 "Sid": "SubscribeToItsOwn",
                 "Effect": "Allow",
                 "Action": "iot:Subscribe",
-                "Resource": topics(subscribes(org, THING), "topicfilter"),
+                "Resource": topics([*subscribes(org, THING), *hears_of_changes(_AWS_THINGS, THING)], "topicfilter"),
                 "Condition": attached,
             },
             {
                 "Sid": "ReceiveItsOwn",
                 "Effect": "Allow",
                 "Action": "iot:Receive",
-                "Resource": topics(receives(org, THING)),
+                "Resource": topics([*receives(org, THING), *hears_of_changes(_AWS_THINGS, THING)]),
                 "Condition": attached,
             },
         ],
@@ -116,5 +148,8 @@ def mosquitto_acl(org: str) -> str:
     ]
     lines += [f"pattern write {name}" for name in filters([*publishes(org, "%u"), telemetry(org, "%u")])]
     lines += [f"pattern read {name}" for name in filters(receives(org, "%u"))]
+    lines += [f"pattern write {name.replace('*', '+')}" for name in tells_of_changes(_OWN_THINGS, "%u")]
+    lines += [f"pattern read {name}" for name in hears_of_changes(_OWN_THINGS, "%u")]
     lines += ["", "user cloud", f"topic readwrite a2a/v1/+/{org}/#", f"topic read wattmesh/v1/telemetry/{org}/#"]
+    lines += [f"topic readwrite {_OWN_THINGS}/#"]
     return "\n".join(lines) + "\n"
