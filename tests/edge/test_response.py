@@ -1,5 +1,6 @@
 """What a site offers in an event, and what it keeps for one that it has promised."""
 
+from dataclasses import replace
 from datetime import time
 
 import pytest
@@ -10,7 +11,7 @@ from wattmesh_a2a.tariff import Tariff
 from wattmesh_edge.agents.base import Outlook
 from wattmesh_edge.agents.flexible import FlexibleAgent, Need
 from wattmesh_edge.agents.planner import Storage
-from wattmesh_edge.agents.response import called, lowest_level_w, offer_of, promised_wh
+from wattmesh_edge.agents.response import RETURN_NS, called, lowest_level_w, offer_of, promised_wh
 
 SLOT = 900 * 10**9
 HOUR = 4 * SLOT
@@ -99,7 +100,24 @@ def test_a_promise_keeps_its_energy_until_its_time(outlook):
     assert outlook.promised_wh == pytest.approx(1500 / 0.8)
     assert outlook.reserved().reserve_wh == pytest.approx(1000 + 1500 / 0.8)
     assert promised_wh(outlook, NOON + 2 * HOUR) == 0
-    assert (called(outlook, NOON - 1), called(outlook, NOON), called(outlook, NOON + 2 * HOUR)) == (False, True, False)
+    assert [called(outlook, NOON + at) for at in (-1, 0, 2 * HOUR - 1, 2 * HOUR + RETURN_NS)] == [
+        False,
+        True,
+        True,
+        False,
+    ]
+
+
+def test_loads_come_back_each_at_its_own_time(outlook):
+    back = []
+    for number in range(200):
+        outlook.dispatches["e"] = replace(dispatch(), site_id=f"s{number}")
+        minute = 60 * 10**9
+        waits = [at for at in range(46) if called(outlook, NOON + 2 * HOUR + at * minute)]
+        assert waits == list(range(len(waits))), "without a pause, and then for good"
+        back.append(len(waits))
+    quarters = [sum(lower <= one < lower + 15 for one in back) for lower in (0, 15, 30)]
+    assert all(one > 40 for one in quarters), "spread over three quarter hours"
 
 
 def test_a_promise_of_more_import_keeps_nothing(outlook):

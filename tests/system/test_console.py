@@ -237,7 +237,7 @@ def test_a_generator_trips_and_the_sites_answer(opened):
     page.get_by_role("button", name="Start: A generator of 15 kW trips").click()
     page.get_by_text("Started: A generator of 15 kW trips").wait_for(timeout=10_000)
     page = opened("/frequency")
-    event = page.get_by_role("row", name=re.compile("under frequency")).first
+    event = page.get_by_role("row", name=re.compile("home-1 under frequency")).first
     event.wait_for(timeout=45_000)
     event.click()
     page.get_by_text(re.compile("under frequency at home-")).wait_for(timeout=30_000)

@@ -26,7 +26,7 @@ from wattmesh_edge.agents.planner import (
     follow_band,
     value_of_storage,
 )
-from wattmesh_edge.agents.response import promised_wh
+from wattmesh_edge.agents.response import RETURN_NS, promised_wh
 from wattmesh_edge.image import SiteImage
 
 log = logging.getLogger(__name__)
@@ -197,7 +197,7 @@ class Outlook:
         """Drop what is over."""
         self.commitments = {s: c for s, c in self.commitments.items() if s + 2 * SLOT_NS > now_ns}
         self.traded = {slot: trades for slot, trades in self.traded.items() if slot + 2 * SLOT_NS > now_ns}
-        self.dispatches = {i: d for i, d in self.dispatches.items() if d.end_ns > now_ns}
+        self.dispatches = {i: d for i, d in self.dispatches.items() if d.end_ns + RETURN_NS > now_ns}
         if self.strategy is not None and self.strategy.expires_ns <= now_ns:
             self.strategy = None
         if self.site_plan is not None and self.site_plan.expires_ns <= now_ns:

@@ -7,10 +7,17 @@ is found by filling that area from the top, as water under ice.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from wattmesh_a2a.grid import DemandResponseEvent, DemandResponseOffer, FlexibilitySource, OfferPart
+from wattmesh_a2a.grid import (
+    DemandResponseDispatch,
+    DemandResponseEvent,
+    DemandResponseOffer,
+    FlexibilitySource,
+    OfferPart,
+)
 
 from wattmesh_edge.agents.planner import CYCLE_COST_TICKS
 
@@ -20,6 +27,8 @@ if TYPE_CHECKING:
 SLOT_NS = 900_000_000_000
 KEEP_SHARE = 0.8
 """Of the stored energy that a promise may count on: loads are not what was expected."""
+RETURN_NS = 3 * SLOT_NS
+"""Within so long after an event loads come back."""
 WAIT_TICKS = 300
 """What a load asks for waiting, a kWh (3 ct)."""
 
@@ -143,5 +152,12 @@ def promised_wh(outlook: Outlook, now_ns: int) -> float:
 
 
 def called(outlook: Outlook, now_ns: int) -> bool:
-    """Whether less import was promised for now: loads that can wait do so."""
-    return any(one.power_w < 0 and one.start_ns <= now_ns < one.end_ns for one in outlook.dispatches.values())
+    """Whether less import was promised for now: loads that can wait do so, and come back after it, each at its own time."""
+    return any(
+        one.power_w < 0 and one.start_ns <= now_ns < one.end_ns + _return_ns(one) for one in outlook.dispatches.values()
+    )
+
+
+def _return_ns(dispatch: DemandResponseDispatch) -> int:
+    """How long after an event a site's loads stay away: drawn once by its names, so that not all of them begin together."""
+    return zlib.crc32(f"{dispatch.event_id}/{dispatch.site_id}".encode()) * RETURN_NS >> 32

@@ -91,7 +91,7 @@ function drawMarks(self, marks) {
       ctx.fillStyle = colour("--soft");
       ctx.font = `${12 * devicePixelRatio}px system-ui, sans-serif`;
       ctx.textAlign = "left";
-      ctx.fillText(mark.text, mark.x !== undefined ? at + 5 * devicePixelRatio : left + 6 * devicePixelRatio, mark.x !== undefined ? top + 13 * devicePixelRatio : at - 5 * devicePixelRatio);
+      ctx.fillText(mark.text, mark.x !== undefined ? at + 5 * devicePixelRatio : left + 6 * devicePixelRatio, mark.x !== undefined ? top + (13 + 15 * (mark.row || 0)) * devicePixelRatio : at - 5 * devicePixelRatio);
     }
     ctx.restore();
   }

@@ -14,7 +14,7 @@ export default async function (main, context) {
   const trace = h("div", {}, empty("Choose an event", "Its trace is asked of the gateway that measured it."));
   const events = table([
     { title: "Time", show: (row) => when(row.start_ns, fullMoment), sort: (row) => row.start_ns },
-    { name: "site_id", title: "Site", sort: (row) => row.site_id },
+    { title: "Site", show: (row) => h("span", { class: "nowrap" }, row.site_id), sort: (row) => row.site_id },
     { title: "Event", show: (row) => WORDS[row.kind] || row.kind },
     { title: "Extreme", right: true, show: (row) => number(row.extreme_frequency_hz, 3, "Hz"), sort: (row) => row.extreme_frequency_hz ?? 0 },
     { title: "ROCOF", right: true, show: (row) => number(row.extreme_rocof_hz_per_s, 2, "Hz/s") },
@@ -55,12 +55,12 @@ export default async function (main, context) {
       if (!rings.has(site)) rings.set(site, []);
       const ring = rings.get(site);
       ring.push(...rows);
-      count = Math.max(count, rows.length);
+      if (site === [...rings.keys()].sort()[0]) count = rows.length;
       const oldest = ring[ring.length - 1][0] - WINDOW_S * 1000;
       while (ring.length && ring[0][0] < oldest) ring.shift();
     }
     const now = Date.now();
-    arrived.push([now, count]);
+    if (count) arrived.push([now, count]);
     arrived = arrived.filter(([at]) => now - at < 5000);
     waiting.hidden = true;
     draw();
@@ -85,7 +85,7 @@ export default async function (main, context) {
     numbers.set("low", all.length ? number(Math.min(...all), 4, "Hz") : "–");
     numbers.set("high", all.length ? number(Math.max(...all), 4, "Hz") : "–");
     const span = arrived.length > 1 ? (arrived.at(-1)[0] - arrived[0][0]) / 1000 : 0;
-    numbers.set("rate", span ? number(arrived.slice(1).reduce((sum, [, count]) => sum + count, 0) / span, 0) : "–", `${sites.length} sites`);
+    numbers.set("rate", span ? number(arrived.slice(1).reduce((sum, [, count]) => sum + count, 0) / span, 0) : "–", `of each of ${sites.length} sites`);
     drawing.describe(`Now ${number(mean, 3, "Hz")}`);
   }
   setTimeout(() => {
@@ -107,11 +107,11 @@ export default async function (main, context) {
       const found = await api.get(`sites/${encodeURIComponent(row.site_id)}/frequency/${encodeURIComponent(row.id)}/trace`);
       if (!found.times_ms.length) {
         const young = tries < 6;
-        replace(trace, young ? empty("The trace is being written", "A gateway keeps it two seconds after the event; it appears by itself.") : empty("No trace of this event", "The gateway keeps the traces of its last 200 events."));
+        replace(trace, young ? empty("The trace is being written", "A gateway keeps it two seconds after the event; it appears by itself.") : empty("No trace under this event", "An event that follows another closely stands in the other one's trace; the last 200 traces are kept."));
         if (young) setTimeout(() => picked === row.id && showTrace(row, tries + 1), 3000);
         return;
       }
-      const marks = () => [{ x: 0, text: "detected" }, known(found.write_ms) && { x: found.write_ms, text: "written", colour: "--c-battery" }, known(found.end_ms) && { x: found.end_ms, text: "over" }].filter(Boolean);
+      const marks = () => [{ x: 0, text: "detected" }, known(found.write_ms) && { x: found.write_ms, text: "written", colour: "--c-battery", row: 1 }, known(found.end_ms) && { x: found.end_ms, text: "over" }].filter(Boolean);
       const x = { label: "after the detection", unit: "ms", digits: 0 };
       const top = chart({ label: `Frequency around ${row.id}`, unit: "Hz", height: 190, x, marks, series: [{ label: "Frequency", colour: "--c-grid", digits: 4, unit: "Hz" }] });
       const below = chart({ label: "Setpoint", unit: "kW", height: 160, x, marks, series: [{ label: "Setpoint", colour: "--c-battery", digits: 2, unit: "kW", step: true }] });

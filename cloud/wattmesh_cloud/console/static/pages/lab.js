@@ -14,7 +14,7 @@ export default async function (main, context) {
   const sites = h("div", {});
   main.append(head("Hardware lab", { tools: [h("button", { class: "button", onclick: () => act("lab/clear", {}, "Every fault is over.") }, "End every fault")] }),
     h("p", { class: "note-box" }, "Everything here acts on simulated hardware alone. Gateways, market and agents do not know that it is simulated."), numbers.element);
-  const trace = chart({ label: "Frequency during the experiment", unit: "Hz", height: 220, series: [{ label: "Frequency as measured", colour: "--c-grid", digits: 4, unit: "Hz" }], marks: () => [{ y: boot.nominal_hz, text: "nominal" }] });
+  const trace = chart({ label: "Frequency during the experiment", unit: "Hz", height: 220, scales: { y: { range: (_, low, high) => { const reach = Math.max(0.05, Math.abs((low ?? boot.nominal_hz) - boot.nominal_hz), Math.abs((high ?? boot.nominal_hz) - boot.nominal_hz)) * 1.15; return [boot.nominal_hz - reach, boot.nominal_hz + reach]; } } }, series: [{ label: "Frequency as measured", colour: "--c-grid", digits: 4, unit: "Hz" }], marks: () => [{ y: boot.nominal_hz, text: "nominal" }] });
   main.append(h("div", { class: "cols" }, card("Scenarios", { span: 5 }, scenarios), card("Watch the response", { span: 7, note: "frequency of the first site that measures it" }, trace.element, sites)),
     card("A fault of your choice", {}, form()), card("Simulated devices", {}, devices));
 

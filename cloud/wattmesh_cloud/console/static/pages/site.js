@@ -63,7 +63,7 @@ export default async function (main, context) {
     if (!found.assets.length) return empty("No asset is known", "The gateway tells them when it connects.");
     return h("div", { class: "cols" }, found.assets.map((one) => assetBlock(one)));
   }, 10);
-  keep(alarms, async () => alarmList(path, await api.get(`${path}/alarms`, { limit: 50 })), 5);
+  keep(alarms, async () => alarmList(path, (await api.get("alarms")).filter((one) => one.site_id === id)), 5);
   whyAndDecisions(path, why, decisions);
   forecastBlock(path, forecast);
   planBlock(path, plan);
@@ -268,8 +268,7 @@ function planBlock(path, place) {
 
 // -- alarms and assets
 
-function alarmList(path, page) {
-  const standing = page.rows.filter((one) => one.cleared_ns === null);
+function alarmList(path, standing) {
   if (!standing.length) return empty("No alarm stands", "What a person should know of appears here.");
   return h("ul", { class: "why" }, standing.map((one) => h("li", {},
     h("div", {}, pill(one.severity, one.severity === "critical" ? "bad" : "warn"), " ", one.asset_id && h("span", { class: "strong" }, one.asset_id), h("span", { class: "small soft" }, " since ", when(one.raised_ns))),
