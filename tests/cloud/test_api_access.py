@@ -45,6 +45,7 @@ EXPECTED = {
     "get_frequency_samples": "R", "get_event_trace": "R", "list_devices": "R",
     "list_grid_areas": "RH", "list_warnings": "RH", "get_emergencies": "RH", "ask_emergency": "OH", "confirm_emergency": "OH",
     "release_emergency": "OH",
+    "list_conversations": "R", "get_conversation": "R",
     "list_agent_records": "R", "get_switch": "R", "list_approvals": "RH", "approve_proposal": "OH", "refuse_proposal": "OH",
     "propose": "OH", "ask_agents": "R",
     "get_report": "R", "make_report": "R", "list_reports": "R", "get_report_file": "R",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,11 @@ _MARGIN_NS = NS_PER_S
 _QUESTION, _REAL_S = 400, 20.0
 _CITED = 3
 
+_LOOKED_AT = 2000
+"""Newest turns whose conversations are listed."""
+_ABOUT = "(? OR json_extract(body, '$.subject') IN (SELECT value FROM json_each(?)))"
+"""A turn that does not tell its subject (kept by an older version) is the fleet's operator's alone."""
+
 LookFor = Callable[[str, str], Look | None]
 """(agent, subject) → how it looks at it."""
 
@@ -63,6 +68,20 @@ class Turn:
     what: str
     """``question``, ``answer`` or ``refusal``."""
     body: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """A conversation in one line."""
+
+    id: str
+    began_ns: int
+    last_ns: int
+    turns: int
+    refusals: int
+    agents: tuple[str, ...]
+    """Who spoke."""
+    subjects: tuple[str, ...]
 
 
 class Conversations:
@@ -127,13 +146,13 @@ class Conversations:
                 timeout_s=min(_REAL_S, left_ns / NS_PER_S), as_agent=source,
             )  # fmt: skip
         except WattmeshError as error:
-            await asyncio.to_thread(self._keep, consult.conversation, to, asker, "refusal", {"error": str(error)[:300]})
+            refusal = {"subject": consult.subject, "error": str(error)[:300]}
+            await asyncio.to_thread(self._keep, consult.conversation, to, asker, "refusal", refusal)
             raise
         if not isinstance(answer, AgentAdvice) or answer.conversation != consult.conversation:
             detail = getattr(answer, "detail", type(answer).__name__)
-            await asyncio.to_thread(
-                self._keep, consult.conversation, to, asker, "refusal", {"error": str(detail)[:300]}
-            )
+            refusal = {"subject": consult.subject, "error": str(detail)[:300]}
+            await asyncio.to_thread(self._keep, consult.conversation, to, asker, "refusal", refusal)
             raise InvalidMessageError(f"{to} gave no advice: {detail}")
         return answer
 
@@ -208,7 +227,10 @@ class Conversations:
         if worded is not None:
             text, source, spent = worded[0], "model", worded[1]
         citations = tuple(one["id"] for one in known)
-        body = {"situation": plain(situation), "text": text, "source": source, "citations": list(citations)}
+        body = {
+            "subject": consult.subject, "situation": plain(situation), "text": text, "source": source,
+            "citations": list(citations),
+        }  # fmt: skip
         await asyncio.to_thread(self._keep, consult.conversation, agent.name, asker, "answer", body)
         return AgentAdvice(
             conversation=consult.conversation,
@@ -286,16 +308,40 @@ class Conversations:
         return found
 
 
-def turns_of(database: Database, conversation: str) -> list[Turn]:
-    """A conversation as it was kept, in its order."""
+def turns_of(database: Database, conversation: str, subjects: Collection[str] | None = None) -> list[Turn]:
+    """A conversation as it was kept, in its order; with ``subjects``, what was said of these alone."""
     rows = database.rows(
-        "SELECT number, time_ns, speaker, listener, what, body FROM turns WHERE conversation = ? ORDER BY number",
-        (conversation,),
+        f"SELECT number, time_ns, speaker, listener, what, body FROM turns WHERE conversation = ? AND {_ABOUT} "  # noqa: S608
+        "ORDER BY number",
+        (conversation, *_about(subjects)),
     )
     return [
         Turn(number=row[0], time_ns=row[1], speaker=row[2], listener=row[3], what=row[4], body=json.loads(row[5]))
         for row in rows
     ]
+
+
+def newest_of(database: Database, limit: int, subjects: Collection[str] | None = None) -> list[Summary]:
+    """The newest conversations among the last turns that are kept, newest first; with ``subjects``, their turns alone."""
+    rows = database.rows(
+        "SELECT conversation, MIN(time_ns), MAX(time_ns), COUNT(*), SUM(what = 'refusal'), GROUP_CONCAT(DISTINCT speaker), "  # noqa: S608
+        "GROUP_CONCAT(DISTINCT json_extract(body, '$.subject')) FROM turns WHERE conversation IN "
+        f"(SELECT conversation FROM turns ORDER BY time_ns DESC LIMIT {_LOOKED_AT}) AND {_ABOUT} "
+        "GROUP BY conversation ORDER BY MAX(time_ns) DESC, conversation LIMIT ?",
+        (*_about(subjects), limit),
+    )
+    return [
+        Summary(
+            id=row[0], began_ns=row[1], last_ns=row[2], turns=row[3], refusals=row[4], agents=tuple(sorted(row[5].split(","))),
+            subjects=tuple(sorted((row[6] or "").split(","))) if row[6] else (),
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+def _about(subjects: Collection[str] | None) -> tuple[bool, str]:
+    """Values of ``_ABOUT``."""
+    return subjects is None, json.dumps(sorted(subjects or ()))
 
 
 def advice_of(agent: AgentDefinition, situation: Situation) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, HTTPException, Query
 from fastapi import Path as InPath
 from pydantic import Field
 
 from wattmesh_cloud.access.commands import Commands, Kind
 from wattmesh_cloud.access.model import Permission, Principal
 from wattmesh_cloud.agents.approvals import ApprovalState
+from wattmesh_cloud.agents.conversations import Turn, newest_of, turns_of
 from wattmesh_cloud.agents.proposals import parse
 from wattmesh_cloud.api import models as m
 from wattmesh_cloud.api.deps import PROBLEMS, After, HostOperator, HostReader, Limit, Reader, page
@@ -19,6 +20,7 @@ from wattmesh_cloud.store.base import Table
 from wattmesh_cloud.tools.base import OPERATOR, READER, Caller
 from wattmesh_cloud.view import CloudView
 
+ConversationId = Annotated[str, InPath(pattern=r"^[A-Za-z0-9_.:@-]{1,128}$")]
 ApprovalId = Annotated[str, InPath(pattern=r"^[A-Za-z0-9_.:-]{1,150}$")]
 
 
@@ -108,6 +110,36 @@ def _people_routes(routes: APIRouter, view: CloudView) -> None:
         return m.AgentRecord.model_validate(record.plain())
 
 
+def _conversation_routes(routes: APIRouter, view: CloudView) -> None:
+    database = view.strategy.database
+
+    @routes.get("/conversations")
+    async def list_conversations(
+        who: Reader, limit: Annotated[int, Query(ge=1, le=200)] = 50
+    ) -> list[m.ConversationRow]:
+        """Agents that asked each other, the newest first; of other tenants' sites nothing is told."""
+        found = await asyncio.to_thread(newest_of, database, limit, who.sites)
+        return [m.ConversationRow.model_validate(one) for one in found]
+
+    @routes.get("/conversations/{conversation_id}")
+    async def get_conversation(who: Reader, conversation_id: ConversationId) -> list[m.TurnRow]:
+        """The turns of a conversation in their order: what was asked, answered, refused, and from what."""
+        found = await asyncio.to_thread(turns_of, database, conversation_id, who.sites)
+        if not found:
+            raise HTTPException(404, "there is no such conversation, or it is not about yours")
+        return [_turn(one) for one in found]
+
+
+def _turn(one: Turn) -> m.TurnRow:
+    body = one.body
+    text = body.get({"question": "question", "answer": "text"}.get(one.what, "error"), "")
+    return m.TurnRow(
+        number=one.number, time_ns=one.time_ns, speaker=one.speaker, listener=one.listener, what=one.what,
+        subject=body.get("subject"), text=text, source=body.get("source"), citations=body.get("citations", []),
+        situation=body.get("situation"),
+    )  # fmt: skip
+
+
 def agent_routes(view: CloudView) -> APIRouter:
     """The routes."""
     routes = APIRouter(prefix="/agents", tags=["agents"], responses=PROBLEMS)
@@ -165,6 +197,7 @@ def agent_routes(view: CloudView) -> APIRouter:
         return [m.AgentRecord.model_validate(one) for one in own[:limit]]
 
     _people_routes(routes, view)
+    _conversation_routes(routes, view)
 
     @routes.get("/registry")
     async def list_registry(

@@ -138,6 +138,11 @@ class Client:
         answer = self._ask("GET", f"/api/v1/commands/{command_id}", {})
         return TypeAdapter(m.CommandRow).validate_json(answer.content)
 
+    def get_conversation(self, conversation_id: str) -> list[m.TurnRow]:
+        """The turns of a conversation in their order: what was asked, answered, refused, and from what."""
+        answer = self._ask("GET", f"/api/v1/agents/conversations/{conversation_id}", {})
+        return TypeAdapter(list[m.TurnRow]).validate_json(answer.content)
+
     def get_depth(self, *, slot_ns: int, levels: int = 10, area: str | None = None) -> m.Product:
         """One product."""
         answer = self._ask("GET", "/api/v1/market/depth", {"slot_ns": slot_ns, "levels": levels, "area": area})
@@ -305,6 +310,11 @@ class Client:
         """What was asked for, newest first; `next` goes into `before`."""
         answer = self._ask("GET", "/api/v1/commands", {"limit": limit, "before": before})
         return TypeAdapter(m.Page[m.CommandRow]).validate_json(answer.content)
+
+    def list_conversations(self, *, limit: int = 50) -> list[m.ConversationRow]:
+        """Agents that asked each other, the newest first; of other tenants' sites nothing is told."""
+        answer = self._ask("GET", "/api/v1/agents/conversations", {"limit": limit})
+        return TypeAdapter(list[m.ConversationRow]).validate_json(answer.content)
 
     def list_decisions(
         self,

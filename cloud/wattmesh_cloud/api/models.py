@@ -645,6 +645,33 @@ class AgentRecord(Answer):
     outcome: dict[str, Any] | None = None
 
 
+class ConversationRow(Answer):
+    """Agents that asked each other, about one decision or task."""
+
+    id: str = Field(examples=["market-supervisor-1662055200-1"])
+    began_ns: Time
+    last_ns: Time
+    turns: int
+    refusals: int = Field(description="Questions that got no answer")
+    agents: list[str] = Field(description="Who spoke", examples=[["market-supervisor", "producer"]])
+    subjects: list[str] = Field(description="Sites, areas, or the fleet", examples=[["home-1"]])
+
+
+class TurnRow(Answer):
+    """One message between two agents."""
+
+    number: int
+    time_ns: Time
+    speaker: str = Field(examples=["market-supervisor"])
+    listener: str = Field(examples=["producer"])
+    what: str = Field(description="question, answer or refusal", examples=["question"])
+    subject: str | None = Field(examples=["home-1"])
+    text: str = Field(description="What was asked, answered, or the reason for no answer")
+    source: str | None = Field(default=None, description="Of an answer: policy, or model")
+    citations: list[str] = Field(default=[], description="Records that an answer rests on")
+    situation: dict[str, Any] | None = Field(default=None, description="What the answer was made from")
+
+
 class ApprovalRow(Answer):
     """A proposal that waits, or waited, for a person."""
 

@@ -9,11 +9,19 @@ function words(proposal) {
   return `${proposal.kind?.replaceAll("_", " ") ?? "?"} (${rest.map(([name, value]) => `${name.replaceAll("_", " ")} ${value}`).join(", ")})`;
 }
 
+/** One message between two agents. */
+function turnBlock(one) {
+  return h("div", { class: "said" },
+    h("div", { class: "small soft" }, `${one.speaker} to ${one.listener}${one.subject ? ` about ${one.subject}` : ""} at `, when(one.time_ns, fullMoment), " ", one.what === "refusal" && pill("no answer", "bad"), one.source === "model" && pill("worded by the model")),
+    one.text, one.citations.length > 0 && h("div", { class: "small soft" }, `Rests on: ${one.citations.join(", ")}`));
+}
+
 export default async function (main, context) {
   const operator = may("operate", { host: true });
   const control = h("div", {});
   const waiting = h("div", {});
   const talk = h("div", {});
+  const turns = h("div", {});
   const roster = h("div", {});
   const records = h("div", {});
   const audit = h("div", {});
@@ -23,6 +31,7 @@ export default async function (main, context) {
     h("div", { class: "cols" }, card("Kill switch", { span: 4, note: "of all language models" }, control), card("Waits for a person", { span: 8, note: "nothing of it has happened yet" }, waiting)),
     card("Conversation", { note: "answers rest on records, which they name" }, talk),
     card("Decisions", { note: "what each saw, proposed, was refused, chose", tools: [segments("Which agent", [["", "All"], ["producer", "Producer"], ["consumer", "Consumer"], ["market-supervisor", "Market"], ["grid-optimisation", "Grid"], ["forecasting", "Forecasting"]], agent, (value) => { agent = value; drawRecords(); })] }, records),
+    card("Between agents", { note: "what they asked each other, answered and refused" }, turns),
     card("What they do now", {}, roster),
     operator ? card("Commands", { note: "asked for by people, with what came of them" }, audit) : "");
 
@@ -87,6 +96,31 @@ export default async function (main, context) {
       one.outcome && h("div", { class: "small" }, `What came of it: ${Object.entries(one.outcome).map(([name, value]) => `${name.replaceAll("_", " ")} ${typeof value === "number" ? number(value, 2) : value}`).join(", ")}`),
       h("details", { class: "more", "data-id": one.id, open: open.has(one.id) }, h("summary", {}, "What it saw"), h("pre", {}, JSON.stringify(one.situation, null, 2))))));
   }, 8);
+
+  const read = new Map();
+  keep(turns, async () => {
+    const found = await api.get("agents/conversations", { limit: 20 });
+    if (!found.length) return empty("No conversation yet", "The market's agent asks the others when it decides something; a model asks where it needs to know more.");
+    const open = new Set([...turns.querySelectorAll("details[data-conversation][open]")].map((one) => one.dataset.conversation));
+    for (const id of read.keys()) if (!found.some((one) => one.id === id)) read.delete(id);
+    await Promise.all(found.filter((one) => open.has(one.id) && read.get(one.id)?.length !== one.turns).map(async (one) => read.set(one.id, await api.get(`agents/conversations/${encodeURIComponent(one.id)}`))));
+    return h("ul", { class: "why talk", tabindex: "0", role: "region", "aria-label": "Conversations between agents" }, found.map((one) => {
+      const place = h("div", { class: "stack" }, read.has(one.id) ? read.get(one.id).map(turnBlock) : null);
+      const show = async (event) => {
+        if (!event.target.open || read.get(one.id)?.length === one.turns) return;
+        replace(place, h("div", { class: "soft" }, "…"));
+        try {
+          read.set(one.id, await api.get(`agents/conversations/${encodeURIComponent(one.id)}`));
+          replace(place, read.get(one.id).map(turnBlock));
+        } catch (error) {
+          replace(place, h("span", { class: "bad" }, error.message));
+        }
+      };
+      return h("li", {}, h("details", { class: "more", "data-conversation": one.id, open: open.has(one.id), ontoggle: show },
+        h("summary", {}, `${one.agents.join(", ")} about ${one.subjects.join(", ") || "the fleet"}`), place),
+      h("div", { class: "small soft" }, `${one.turns} turns`, one.refusals ? `, ${one.refusals} refused` : "", " at ", when(one.last_ns, fullMoment), ` · ${one.id}`));
+    }));
+  }, 10);
 
   keep(roster, async () => {
     const found = await api.get("agents");
