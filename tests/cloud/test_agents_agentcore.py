@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 
@@ -24,7 +25,9 @@ from wattmesh_cloud.agents.agentcore import (  # noqa: E402
     task_of,
 )
 from wattmesh_cloud.agents.contract import Entry, ModelOutcome, Record, Task  # noqa: E402
+from wattmesh_cloud.agents.database import Database  # noqa: E402
 from wattmesh_cloud.agents.evaluation import load  # noqa: E402
+from wattmesh_cloud.agents.memory import LocalMemory, Mirror  # noqa: E402
 from wattmesh_cloud.agents.roster import ROSTER  # noqa: E402
 from wattmesh_cloud.agents.situations import SiteSituation  # noqa: E402
 
@@ -231,8 +234,54 @@ def test_decisions_and_outcomes_are_events_of_the_agent(client):
         stub.assert_no_pending_responses()
 
 
+def test_decisions_versions_and_outcomes_reach_the_service(client, tmp_path):
+    """Through the local memory and its mirror to the calls that the service's model allows, with what they say."""
+    sent = []
+    client.meta.events.register(
+        "provide-client-params.bedrock-agentcore.CreateEvent", lambda params, **_: sent.append(params)
+    )
+    event = {
+        "memoryId": MEMORY, "actorId": "producer", "sessionId": "s", "eventId": "0000001#a1b2c3d4", "payload": [],
+        "eventTimestamp": 1.0,
+    }  # fmt: skip
+    database = Database(tmp_path / "agents.sqlite")
+    mirror = Mirror(AgentCoreMemory(MEMORY, client))
+    memory = LocalMemory(database, mirror)
+    with Stubber(client) as stub:
+        for _ in range(2):
+            stub.add_response("create_event", {"event": event})
+        stub.add_client_error("create_event", "ThrottledException")
+        for _ in range(2):
+            stub.add_response("create_event", {"event": event})
+        one = record()
+        memory.remember(one)
+        one.entries.append(Entry(proposal=RESERVE, origin="model", outcome="stopped", guard="rate"))
+        one.revision = 1
+        memory.remember(one)
+        memory.outcome(one.id, {"peak_w": 5})
+        mirror.flush()
+        other = replace(
+            record(), id="producer-1-1", entries=[Entry(proposal=RESERVE, origin="operator", outcome="done")]
+        )
+        memory.remember(other)
+        mirror.flush()
+        stub.assert_no_pending_responses()
+    bodies = [json.loads(params["payload"][0]["blob"]) for params in sent]
+    assert [body["what"] for body in bodies] == ["decision", "decision", "outcome", "outcome", "decision"]
+    assert [len(body["record"]["entries"]) for body in bodies[:2]] == [1, 2]
+    assert bodies[3] == bodies[2] == {"what": "outcome", "decision": "producer-1-0", "outcome": {"peak_w": 5}}
+    assert bodies[4]["record"]["entries"][0]["origin"] == "operator"
+    tokens = [params["clientToken"] for params in sent]
+    assert tokens[2] == tokens[3], "the same again is the same event"
+    assert len(set(tokens)) == 4
+    mirror.close()
+    database.close()
+
+
 def test_what_is_recalled_has_what_came_of_it(client):
+    refined = replace(record(), revision=1, tokens=9)
     bodies = [
+        {"what": "decision", "record": refined.plain()},
         {"what": "decision", "record": record().plain()},
         {"what": "outcome", "decision": "producer-1-0", "outcome": {"peak_w": 5}},
     ]
@@ -245,6 +294,7 @@ def test_what_is_recalled_has_what_came_of_it(client):
         stub.add_response("list_events", {"events": events})
         (found,) = AgentCoreMemory(MEMORY, client).recall("home.1", agent="producer")
         assert (found["id"], found["outcome"]) == ("producer-1-0", {"peak_w": 5})
+        assert found["tokens"] == 9, "the newest version, whatever order they come in"
         stub.add_client_error("list_events", "ServiceException")
         with pytest.raises(UnavailableError):
             AgentCoreMemory(MEMORY, client).recall("home.1", agent="producer")

@@ -17,7 +17,10 @@ from wattmesh_cloud.agents.cli import agents as agents_command
 from wattmesh_cloud.agents.cli import ask as ask_command
 from wattmesh_cloud.agents.cli import evaluate
 from wattmesh_cloud.agents.config import AgentsConfig
+from wattmesh_cloud.agents.contract import Entry
 from wattmesh_cloud.agents.looks import Sources
+from wattmesh_cloud.agents.memory import Mirror
+from wattmesh_cloud.agents.proposals import SetReserve
 from wattmesh_cloud.agents.questions import EXAMPLES
 from wattmesh_cloud.agents.roster import ROSTER
 from wattmesh_cloud.agents.service import AgentsService
@@ -366,27 +369,95 @@ def test_the_cases_as_a_table(which, capsys):
     assert int(total) >= 60
 
 
-async def test_a_memory_elsewhere_gets_every_decision_and_holds_up_nothing(world, caplog):
-    class Remote:
-        def __init__(self):
-            self.kept, self.up = [], True
+class Elsewhere:
+    """A memory that may be down."""
 
-        def remember(self, record):
-            if not self.up:
-                raise UnavailableError("AgentCore memory: throttled")
-            self.kept.append(record.id)
+    def __init__(self):
+        self.kept, self.came, self.up, self.calls = [], [], True, 0
 
-    remote = world.service._remote = Remote()
+    def _call(self):
+        self.calls += 1
+        if not self.up:
+            raise UnavailableError("AgentCore memory: throttled")
+
+    def remember(self, record):
+        self._call()
+        self.kept.append((record.id, record.revision, [one.origin for one in record.entries]))
+
+    def outcome(self, decision, came_of_it):
+        self._call()
+        self.came.append((decision, came_of_it))
+        return True
+
+
+@pytest.fixture
+def elsewhere(world):
+    remote = Elsewhere()
+    world.service.memory._mirror = mirror = Mirror(remote)
+    yield remote, mirror
+    mirror.close()
+
+
+async def test_a_memory_elsewhere_gets_every_decision_and_holds_up_nothing(world, elsewhere, caplog):
+    remote, mirror = elsewhere
     world.forecast([250.0] * 192)
+    ids = []
     for up in (True, False, False, True):
         remote.up = up
         record = await world.service.decide("market-supervisor", world.service.looks.market)
-        await asyncio.gather(*world.service._tasks)
+        await asyncio.to_thread(mirror.flush)
         assert world.service.memory.get(record.id) is not None
-    assert len(remote.kept) == 2
+        ids.append(record.id)
+    assert [one[0] for one in remote.kept] == ids, "late, all of them, in order"
     assert [one.message for one in caplog.records] == [
-        "decisions are kept here alone: AgentCore memory: throttled", "decisions are kept elsewhere again",
-    ]  # fmt: skip
+        "decisions are kept here alone: AgentCore memory: throttled",
+        "decisions are kept elsewhere again; 0 copies were left out so far",
+    ]
+
+
+async def test_a_memory_elsewhere_gets_what_came_of_it_and_what_operators_ask_for(world, elsewhere):
+    remote, mirror = elsewhere
+    world.forecast([250.0] * 192)
+    record = await world.service.decide("producer", world.service.look_for("producer", "ann"))
+    proposal = SetReserve(site_id="ann", reserve_soc_percent=12.0, rationale="an operator's wish")
+    asked = await world.service.propose("producer", "ann", proposal, "operator:eva")
+    record.entries.append(Entry(proposal={"kind": "set_reserve"}, origin="model", outcome="stopped"))
+    record.revision = 1
+    assert world.service.memory.outcome(asked.id, {"peak_w": 5})
+    assert not world.service.memory.outcome("producer-0-0", {"peak_w": 5})
+    await asyncio.to_thread(world.service.memory.remember, record)
+    rows = world.service.memory.recall("ann", agent="producer")
+    assert world.service.memory.outcome_of(rows, {"import_wh": 7}) == 2
+    await asyncio.to_thread(mirror.flush)
+    assert [one[:2] for one in remote.kept] == [(record.id, 0), (asked.id, 0), (record.id, 1)]
+    assert remote.kept[1][2] == ["operator"]
+    assert len(remote.kept[2][2]) == len(remote.kept[0][2]) + 1, "the first copy is as it was then"
+    about = {"agent": "producer", "subject": "ann"}
+    assert remote.came[0] == (asked.id, {"peak_w": 5, "time_ns": asked.time_ns, **about})
+    assert {one[0] for one in remote.came[1:]} == {record.id, asked.id}
+    assert remote.came[1][1]["import_wh"] == 7
+
+
+def test_what_a_memory_elsewhere_does_not_take_is_left_out_in_the_end():
+    remote = Elsewhere()
+    remote.up = False
+    mirror = Mirror(remote, most=2)
+    row = {"agent": "producer", "subject": "ann", "time_ns": 1}
+    for number in range(3):  # three attempts of the first, which then goes
+        mirror.outcome_of([{"id": f"d-{number}", **row}], {})
+        mirror.flush()
+    assert mirror.left_out == 1
+    for number in range(3, 5):  # more wait than it holds: the oldest go
+        mirror.outcome_of([{"id": f"d-{number}", **row}], {})
+        mirror.flush()
+    assert (mirror.left_out, remote.calls) == (3, 5)
+    remote.up = True
+    mirror.outcome_of([{"id": "d-5", **row}], {})
+    mirror.flush()
+    assert [one[0] for one in remote.came] == ["d-4", "d-5"]
+    mirror.close()
+    mirror.outcome_of([{"id": "d-6", **row}], {})
+    assert len(remote.came) == 2
 
 
 def test_advice_is_an_opinion():

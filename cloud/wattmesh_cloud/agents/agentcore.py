@@ -48,6 +48,8 @@ from wattmesh_cloud.agents.toolbox import Toolbox, Used
 from wattmesh_cloud.tools.catalogue import tool
 
 _MOST_PAYLOAD = 500_000
+MEMORY_S = 10.0
+"""How long one call of the memory may take."""
 _SESSION = 33
 """Characters that a runtime's session id has at least."""
 
@@ -131,7 +133,7 @@ class GatewayToolbox(Toolbox):
         self._url, self._region, self._session = url, region, session
         self._http = urllib3.PoolManager(timeout=urllib3.Timeout(connect=5, read=30), retries=False)
         self._others = dict(others)
-        self._client = session.client("bedrock-agentcore", region_name=region, config=_quick(30.0)) if others else None
+        self._client = session.client("bedrock-agentcore", region_name=region, config=quick(30.0)) if others else None
         self.consult = self._ask_runtime if others else None
 
     async def _read(self, task: Task, used: Used, name: str, arguments: Mapping[str, Any]) -> str:
@@ -244,7 +246,7 @@ class AgentCoreReasoner:
     def __init__(self, runtimes: Mapping[str, str], region: str | None, deadline_s: float, client: Any = None) -> None:
         self.name = "agentcore"
         self._runtimes = dict(runtimes)
-        self._client = client or boto3.client("bedrock-agentcore", region_name=region, config=_quick(deadline_s))
+        self._client = client or boto3.client("bedrock-agentcore", region_name=region, config=quick(deadline_s))
 
     async def refine(self, task: Task) -> Refinement:
         """See :class:`wattmesh_cloud.agents.contract.Reasoner`."""
@@ -280,7 +282,7 @@ class AgentCoreReasoner:
 
 
 class AgentCoreMemory:
-    """Decisions in AgentCore Memory: one event a decision, one more for what came of it.
+    """Decisions in AgentCore Memory: an event a version (the policy's, then what a model added), and one for what came of it.
 
     Args:
         memory_id: The memory's.
@@ -297,7 +299,8 @@ class AgentCoreMemory:
     def outcome(self, decision: str, came_of_it: Mapping[str, Any]) -> bool:
         """See :class:`wattmesh_cloud.agents.memory.Memory`; the decision's agent and subject stand in ``came_of_it``."""
         agent, about = str(came_of_it["agent"]), str(came_of_it["subject"])
-        body = {"what": "outcome", "decision": decision, "outcome": dict(came_of_it)}
+        came = {name: value for name, value in came_of_it.items() if name not in ("agent", "subject", "time_ns")}
+        body = {"what": "outcome", "decision": decision, "outcome": came}
         self._put(agent, about, int(came_of_it["time_ns"]), body)
         return True
 
@@ -320,7 +323,8 @@ class AgentCoreMemory:
         ]
         outcomes = {body["decision"]: body["outcome"] for body in bodies if body["what"] == "outcome"}
         records = [body["record"] for body in bodies if body["what"] == "decision"]
-        found = [{**record, "outcome": outcomes.get(record["id"])} for record in records]
+        newest = {one["id"]: one for one in sorted(records, key=lambda one: int(one.get("revision", 0)))}
+        found = [{**record, "outcome": outcomes.get(record["id"])} for record in newest.values()]
         return sorted(found, key=lambda one: -int(one["time_ns"]))[:limit]
 
     def _put(self, agent: str, about: str, time_ns: int, body: Mapping[str, Any]) -> None:
@@ -371,7 +375,8 @@ def _subject_session(about: str) -> str:
     return "subject-" + re.sub(r"[^A-Za-z0-9_-]", "_", about)[:90]
 
 
-def _quick(deadline_s: float) -> Config:
+def quick(deadline_s: float) -> Config:
+    """A client that answers or fails within a deadline, and does not try again."""
     return Config(read_timeout=deadline_s, connect_timeout=min(5.0, deadline_s), retries={"total_max_attempts": 1})
 
 

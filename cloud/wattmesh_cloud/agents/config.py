@@ -42,7 +42,9 @@ class AgentsConfig(StrictModel):
 
     model: ModelConfig | None = None
     """None for policies alone."""
-    memory_id: str | None = Field(default=None, description="an AgentCore memory that gets every decision, too")
+    memory_id: str | None = Field(
+        default=None, description="an AgentCore memory that gets every decision and what came of it, too"
+    )
     learning: bool = Field(default=True, description="learn strategy parameters inside their stated values")
     approval: tuple[str, ...] = Field(
         default=tuple(sorted(APPROVED_BY_A_PERSON)), description="kinds of proposals that wait for a person"

@@ -134,6 +134,8 @@ class Record:
     tools: tuple[str, ...] = ()
     tokens: int = 0
     policy_ms: float = 0.0
+    revision: int = 0
+    """How often it was added to since it was made: 1 with what became of the model."""
 
     def plain(self) -> dict[str, Any]:
         """JSON values."""

@@ -202,6 +202,7 @@ class Desk:
             given = await self._asked(agent, situation, proposed, record)
             record.model, record.model_detail = given.outcome, given.detail[:300]
             record.tools, record.tokens = given.tools, given.input_tokens + given.output_tokens
+            record.revision += 1
             if given.outcome is ModelOutcome.REFINED:
                 await self._take(agent, look, given, situation, record)
             self._count(f"model.{record.model}")

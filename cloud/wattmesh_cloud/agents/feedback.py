@@ -67,7 +67,7 @@ class Feedback:
         written = 0
         for agent in ("producer", "consumer"):
             decisions = self._memory.span(site, agent, day * _DAY_NS, (day + 1) * _DAY_NS)
-            written += self._memory.outcome_of([one["id"] for one in decisions], came)
+            written += self._memory.outcome_of(decisions, came)
             settings = _settings_of(decisions)
             for name, value in (settings or {}).items():
                 if PARAMETERS[name].agent == agent and agent in rewards:
@@ -104,7 +104,7 @@ class Feedback:
                 "asked_wh": round(asked),
                 "offers": len(row["offers"]),
             }
-            written += self._memory.outcome_of([decision["id"]], came)
+            written += self._memory.outcome_of([decision], came)
             share = decision["situation"].get("settings", {}).get("response_share")
             if share is not None and asked > 0:
                 # Energy taken off the expected peak, as a share of it: what was asked and not delivered is worth nothing.

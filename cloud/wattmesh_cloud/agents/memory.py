@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Protocol
+
+from wattmesh_a2a.errors import WattmeshError
 
 from wattmesh_cloud.agents.contract import Record
 from wattmesh_cloud.agents.database import Database
 
+log = logging.getLogger(__name__)
+
 _DAYS, _MOST = 90, 200_000
+_WAITING, _ATTEMPTS = 2000, 3
+"""Copies that a mirror holds at most, and how often it tries each. A day's outcomes of one site and agent are one."""
 
 
 class Memory(Protocol):
@@ -20,7 +31,10 @@ class Memory(Protocol):
         ...
 
     def outcome(self, decision: str, came_of_it: Mapping[str, Any]) -> bool:
-        """Add what came of a decision; false where it is not known (any more)."""
+        """Add what came of a decision; false where it is not known (any more).
+
+        A memory elsewhere is told the decision's ``agent``, ``subject`` and ``time_ns`` beside the rest.
+        """
         ...
 
     def recall(self, subject: str, *, agent: str | None = None, limit: int = 20) -> list[dict[str, Any]]:
@@ -28,15 +42,112 @@ class Memory(Protocol):
         ...
 
 
+class Mirror:
+    """Copies what is remembered here to a memory elsewhere: in order, beside whoever writes, and never in their way.
+
+    What cannot be delivered is tried again with whatever comes next, three times in all, then left out: it is here. The
+    failure is logged once, and its end once.
+
+    Args:
+        remote: Where to.
+        most: Copies on their way; past it the oldest are left out.
+    """
+
+    def __init__(self, remote: Memory, *, most: int = _WAITING) -> None:
+        self._remote, self._most = remote, most
+        self._waiting: deque[Callable[[], object]] = deque()
+        self._lock = threading.Lock()
+        self._tried, self._down, self.left_out = 0, False, 0
+        """``left_out``: copies that were never delivered, since the start."""
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="agents-mirror")
+        self._closed = False
+
+    def remember(self, record: Record) -> None:
+        """Copy a decision as it is now."""
+        copy = replace(record, entries=list(record.entries))
+        self._put(lambda: self._remote.remember(copy))
+
+    def outcome_of(self, decisions: Sequence[Mapping[str, Any]], came_of_it: Mapping[str, Any]) -> None:
+        """Copy what came of decisions (rows as :meth:`Memory.recall` gives them)."""
+        keys = [{name: one[name] for name in ("id", "agent", "subject", "time_ns")} for one in decisions]
+
+        def send() -> None:
+            for key in keys:
+                told = {name: value for name, value in key.items() if name != "id"}
+                self._remote.outcome(str(key["id"]), {**came_of_it, **told})
+
+        self._put(send)
+
+    def _put(self, send: Callable[[], object]) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._waiting.append(send)
+            while len(self._waiting) > self._most:
+                self._waiting.popleft()
+                self.left_out, self._tried = self.left_out + 1, 0
+            self._thread.submit(self._deliver)
+
+    def _deliver(self) -> None:
+        """Send all that waits, oldest first, up to the first that does not go."""
+        while (first := self._first()) is not None:
+            if self._sent(first) is not None:
+                self._failed(first)
+                return
+            self._done(first)
+
+    def _first(self) -> Callable[[], object] | None:
+        with self._lock:
+            return self._waiting[0] if self._waiting else None
+
+    def _done(self, first: Callable[[], object]) -> None:
+        with self._lock:
+            self._tried = 0
+            if self._waiting and self._waiting[0] is first:
+                self._waiting.popleft()
+
+    def _failed(self, first: Callable[[], object]) -> None:
+        with self._lock:
+            self._tried += 1
+            if self._tried >= _ATTEMPTS and self._waiting and self._waiting[0] is first:
+                self._waiting.popleft()
+                self.left_out, self._tried = self.left_out + 1, 0
+
+    def _sent(self, send: Callable[[], object]) -> WattmeshError | None:
+        try:
+            send()
+        except WattmeshError as error:
+            if not self._down:
+                log.warning("decisions are kept here alone: %s", error)
+            self._down = True
+            return error
+        if self._down:
+            log.warning("decisions are kept elsewhere again; %d copies were left out so far", self.left_out)
+        self._down = False
+        return None
+
+    def flush(self) -> None:
+        """Wait until what was under way is over. Blocks: for the end of a program, and for tests."""
+        self._thread.submit(lambda: None).result()
+
+    def close(self) -> None:
+        """Send nothing more; one call that is under way ends by its own time limit."""
+        with self._lock:
+            self._closed = True
+            self._waiting.clear()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
 class LocalMemory:
     """Decisions in SQLite.
 
     Args:
         database: Keeps them.
+        mirror: Gets every decision, every later version of it and what came of it, too.
     """
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, mirror: Mirror | None = None) -> None:
+        self._database, self._mirror = database, mirror
 
     def remember(self, record: Record) -> None:
         """See :class:`Memory`."""
@@ -49,11 +160,13 @@ class LocalMemory:
                 ),
             )
         )
+        if self._mirror is not None:
+            self._mirror.remember(record)
 
     def outcome(self, decision: str, came_of_it: Mapping[str, Any]) -> bool:
         """See :class:`Memory`."""
-        row = (json.dumps(dict(came_of_it), separators=(",", ":")), decision)
-        return self._database.write(("UPDATE decisions SET outcome = ? WHERE id = ?", row)) > 0
+        found = self.get(decision)
+        return found is not None and self.outcome_of([found], came_of_it) > 0
 
     def recall(self, subject: str, *, agent: str | None = None, limit: int = 20) -> list[dict[str, Any]]:
         """See :class:`Memory`."""
@@ -85,12 +198,15 @@ class LocalMemory:
             "WHERE subject = ? AND agent = ? AND time_ns >= ? AND time_ns < ? ORDER BY time_ns LIMIT 1000", values
         )
 
-    def outcome_of(self, decisions: list[str], came_of_it: Mapping[str, Any]) -> int:
-        """The same outcome for several decisions; how many there were."""
+    def outcome_of(self, decisions: Sequence[Mapping[str, Any]], came_of_it: Mapping[str, Any]) -> int:
+        """The same outcome for several decisions, as they were read; how many there were."""
         if not decisions:
             return 0
         text = json.dumps(dict(came_of_it), separators=(",", ":"))
-        self._database.write(*(("UPDATE decisions SET outcome = ? WHERE id = ?", (text, one)) for one in decisions))
+        update = "UPDATE decisions SET outcome = ? WHERE id = ?"
+        self._database.write(*((update, (text, one["id"])) for one in decisions))
+        if self._mirror is not None:
+            self._mirror.outcome_of(decisions, came_of_it)
         return len(decisions)
 
     def forget(self, now_ns: int) -> None:

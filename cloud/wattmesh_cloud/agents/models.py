@@ -22,10 +22,11 @@ def remote_memory(config: AgentsConfig) -> Memory | None:
         import boto3
     except ModuleNotFoundError as error:
         raise ConfigurationError("agents.memory_id needs the extra: pip install 'wattmesh[agentcore]'") from error
-    from wattmesh_cloud.agents.agentcore import AgentCoreMemory
+    from wattmesh_cloud.agents.agentcore import MEMORY_S, AgentCoreMemory, quick
 
     region = config.model.region if config.model is not None else None
-    return AgentCoreMemory(config.memory_id, boto3.client("bedrock-agentcore", region_name=region))
+    client = boto3.client("bedrock-agentcore", region_name=region, config=quick(MEMORY_S))
+    return AgentCoreMemory(config.memory_id, client)
 
 
 def reasoner(config: ModelConfig | None, toolbox: Toolbox) -> Reasoner | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from wattmesh_a2a.alarms import Alarm
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.envelope import Envelope
-from wattmesh_a2a.errors import InvalidMessageError, UnauthorisedError, UnavailableError
+from wattmesh_a2a.errors import InvalidMessageError, UnauthorisedError
 from wattmesh_a2a.messages import IntervalEnergy, Message
 from wattmesh_a2a.messenger import Messenger
 
@@ -28,7 +27,7 @@ from wattmesh_cloud.agents.grid_optimisation.policy import peak_window, tomorrow
 from wattmesh_cloud.agents.guards import Guards
 from wattmesh_cloud.agents.learning import PARAMETERS, Learner
 from wattmesh_cloud.agents.looks import Looks, Sources
-from wattmesh_cloud.agents.memory import LocalMemory, Memory
+from wattmesh_cloud.agents.memory import LocalMemory, Memory, Mirror
 from wattmesh_cloud.agents.proposals import CallResponse, Proposal, subject
 from wattmesh_cloud.agents.questions import Answer, Citation, Questions
 from wattmesh_cloud.agents.roster import ROSTER
@@ -36,13 +35,9 @@ from wattmesh_cloud.audit import AuditLog
 from wattmesh_cloud.store.base import Item, JsonValue, Store, Table
 from wattmesh_cloud.tools.base import OPERATOR, READER, Caller
 
-log = logging.getLogger(__name__)
-
 _STEP_NS = 300 * NS_PER_S
 _HOUR_NS = 3600 * NS_PER_S
 _DAY_NS = 24 * _HOUR_NS
-_MIRRORS = 50
-"""Decisions on their way to the memory elsewhere."""
 _OPINIONS, _OPINIONS_S = 2, 30.0
 """Sites that second opinions are asked about, and how long they may take."""
 
@@ -60,7 +55,7 @@ class AgentsService:
         org: Of all addresses.
         audit: Gets what people decide.
         reasoner: A model; none for policies alone.
-        remote: A memory elsewhere that gets every decision, too; one that does not answer holds up nothing.
+        remote: A memory elsewhere that gets every decision and what came of it, too; one that does not answer holds up nothing.
     """
 
     def __init__(
@@ -78,11 +73,11 @@ class AgentsService:
         remote: Memory | None = None,
     ) -> None:
         model = config.model
-        self._remote, self._remote_down = remote, False
         self.config = config
         self._store, self._clock = store, clock
         self.database = Database(state / "agents.sqlite")
-        self.memory = LocalMemory(self.database)
+        self._mirror = Mirror(remote) if remote is not None else None
+        self.memory = LocalMemory(self.database, self._mirror)
         self.learner = Learner(self.database)
         self.approvals = ApprovalQueue(self.database, audit)
         self.switch = KillSwitch(self.database, audit)
@@ -222,22 +217,7 @@ class AgentsService:
         record = await self.desk.decide(ROSTER[agent], look, session=session)
         if record.entries or record.model not in (ModelOutcome.ABSENT, ModelOutcome.REFINED):
             await asyncio.to_thread(self._store.put, Table.MARKET_DATA, [_row(record)])
-        if self._remote is not None and len(self._tasks) < _MIRRORS:
-            self._spawn(self._mirror(self._remote, record))
         return record
-
-    async def _mirror(self, remote: Memory, record: Record) -> None:
-        """The same decision elsewhere; what is lost there is here."""
-        try:
-            await asyncio.to_thread(remote.remember, record)
-        except UnavailableError as error:
-            if not self._remote_down:
-                log.warning("decisions are kept here alone: %s", error)
-            self._remote_down = True
-            return
-        if self._remote_down:
-            log.warning("decisions are kept elsewhere again")
-        self._remote_down = False
 
     def look_for(self, agent: str, about: str) -> Look | None:
         """How an agent looks at a subject; none for what is not known."""
@@ -374,7 +354,9 @@ class AgentsService:
             await self.reasoner.close()
 
     def close(self) -> None:
-        """Release the memory's file."""
+        """Release the memory's file, and the way to the one elsewhere."""
+        if self._mirror is not None:
+            self._mirror.close()
         self.database.close()
 
     @property
