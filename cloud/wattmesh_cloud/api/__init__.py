@@ -19,6 +19,7 @@ from wattmesh_cloud.access.jobs import Jobs
 from wattmesh_cloud.access.oidc import Oidc
 from wattmesh_cloud.api.agents import add_agent_commands, agent_routes
 from wattmesh_cloud.api.deps import status_of
+from wattmesh_cloud.api.examples import add_examples
 from wattmesh_cloud.api.grid import add_grid_commands, grid_routes
 from wattmesh_cloud.api.lab import lab_routes
 from wattmesh_cloud.api.live import LiveHub, live_routes
@@ -60,11 +61,23 @@ class Services:
     facts: Callable[[], dict[str, Any]] = dict
 
 
+class _Api(FastAPI):
+    """An application whose description has an example for every answer."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The description; made once."""
+        fresh = self.openapi_schema is None
+        description = super().openapi()
+        if fresh:
+            add_examples(description)
+        return description
+
+
 def create_api(
     services: Services, lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None
 ) -> FastAPI:
     """The application over a running cloud, behind its door."""
-    app = FastAPI(
+    app = _Api(
         title="WattMesh",
         version="1",
         description=_ABOUT,
