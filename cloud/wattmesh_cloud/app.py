@@ -218,6 +218,8 @@ class Cloud:
             registry=self.agents,
             announcements=announcements,
             online=online,
+            plans=self.planning[0].delivered if self.planning else {},
+            unplanned=self.planning[0].unplanned if self.planning else {},
         )
         self.access = open_access(config, self.audit, clock)
         self.commands = Commands(state / "commands.sqlite", self.audit, clock, SystemClock())

@@ -11,6 +11,7 @@ from wattmesh_a2a.cards import AgentRegistry
 from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.codec import message_to_json
 from wattmesh_a2a.messages import GatewayStatus
+from wattmesh_a2a.plans import SitePlan
 
 from wattmesh_cloud.agents.service import AgentsService
 from wattmesh_cloud.alarms import AlarmBook
@@ -46,6 +47,10 @@ class CloudView:
     online: set[str] = field(default_factory=set)
     away_since_ns: dict[str, int] = field(default_factory=dict)
     health: dict[str, GatewayStatus] = field(default_factory=dict)
+    plans: Mapping[str, SitePlan] = field(default_factory=dict)
+    """Site → the newest plan that its gateway has taken."""
+    unplanned: Mapping[str, str] = field(default_factory=dict)
+    """Site → why it has no new plan."""
     registry: AgentRegistry | None = None
     """Who is there; none where nobody listens to cards."""
 

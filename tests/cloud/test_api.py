@@ -11,6 +11,7 @@ import pytest
 from wattmesh_a2a.alarms import Alarm, Severity
 from wattmesh_a2a.clock import NS_PER_S
 from wattmesh_a2a.codec import message_to_json
+from wattmesh_a2a.plans import PlannedLoad, SitePlan
 from wattmesh_a2a.telemetry import ColumnBatch
 from wattmesh_cloud.api.deps import as_csv
 from wattmesh_cloud.store.base import Item, Table
@@ -212,6 +213,25 @@ async def test_forecasts_market_grid_and_agents(get, view, make_interval, clock)
     assert [one["participant"] for one in await get("market/positions")] == ["ann", "bob", "cem"]
     assert (await get("grid"))["status"] == "normal"
     assert {one["id"] for one in await get("agents")} >= {"forecasting", "market-supervisor", "grid-optimisation"}
+
+
+async def test_the_plan_that_a_gateway_has_taken(get, view, clock):
+    plan = await get("sites/ann/plan", slots=1)
+    assert (plan["taken"], plan["unplanned"]) == (None, None)
+    day = (0,) * 96
+    made = SitePlan(
+        site_id="ann", issued_ns=clock.utc_ns(), expires_ns=clock.utc_ns() + SLOT, start_ns=clock.utc_ns(), slot_s=900,
+        grid_w=(-1200, *day[1:]), battery_w=(800, *day[1:]), stored_wh=(2000, *day[1:]), min_grid_w=day, max_grid_w=day,
+        loads=(PlannedLoad(device="wallbox", power_w=(7000, *day[1:])),), reasons=("load: gap",),
+    )  # fmt: skip
+    view.plans, view.unplanned = {"ann": made}, {"ann": "no state of charge"}
+    plan = await get("sites/ann/plan", slots=1)
+    taken = plan["taken"]
+    assert (taken["grid_w"][0], taken["battery_w"][0], taken["stored_wh"][0]) == (-1200, 800, 2000)
+    assert (len(taken["grid_w"]), taken["expires_ns"] - taken["issued_ns"]) == (96, SLOT)
+    assert taken["loads"][0] == {"device": "wallbox", "power_w": [7000, *day[1:]]}
+    assert (taken["reasons"], plan["unplanned"]) == (["load: gap"], "no state of charge")
+    assert (await get("sites/bob/plan", slots=1))["taken"] is None
 
 
 async def test_market_data_of_an_open_product(client, get, view, make_order, clock):

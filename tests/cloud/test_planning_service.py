@@ -4,6 +4,7 @@ import pytest
 
 pytest.importorskip("highspy", reason="pip install 'wattmesh[optimise]'")
 
+import asyncio
 from dataclasses import replace
 from datetime import datetime, time
 from zoneinfo import ZoneInfo
@@ -11,7 +12,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 from wattmesh_a2a.clock import NS_PER_S
 from wattmesh_a2a.forecast import Forecast
-from wattmesh_a2a.messages import Strategy
+from wattmesh_a2a.messages import Acknowledged, Refused, Strategy
 from wattmesh_a2a.plans import SitePlan
 from wattmesh_a2a.tariff import Tariff, TariffPeriod
 from wattmesh_cloud.live import LiveView, SiteLive
@@ -99,6 +100,23 @@ async def test_a_site_gets_a_plan_with_an_expiry_and_the_reasons(world, clock):
     low, high = plan.band_w(clock.utc_ns())
     assert low <= high
     assert plan.band_w(plan.expires_ns) is None
+
+
+async def test_only_a_plan_that_the_gateway_took_is_told_as_its_plan(world, messenger, clock):
+    service, (first,) = await world.plans()
+    assert service.delivered == {"home-1": first}
+    await clock.advance(300)
+    world.live.sites["home-1"].time_ns = clock.utc_ns()
+    for answer in (Refused(error="conflict", detail="older than mine", retryable=False), None):
+        messenger.answer = lambda to, message, given=answer: given
+        messenger.silent = {"home-1"} if answer is None else set()
+        await service.plan_all()
+        await asyncio.gather(*service._tasks)
+        assert service.delivered == {"home-1": first}
+    messenger.silent, messenger.answer = set(), lambda to, message: Acknowledged()
+    await service.plan_all()
+    await asyncio.gather(*service._tasks)
+    assert service.delivered["home-1"].issued_ns == clock.utc_ns()
 
 
 @pytest.mark.parametrize("missing", ["soc", "old live", "load", "pv", "old forecast", "short", "no number", "rating"])

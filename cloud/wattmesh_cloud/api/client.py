@@ -214,7 +214,7 @@ class Client:
         return answer.text
 
     def get_plan(self, site_id: str, *, slots: int = 96) -> m.Plan:
-        """Its coming slots: commitments, prices, expected load and production."""
+        """Its coming slots: commitments, prices, expected load and production; and the plan that its gateway has taken."""
         answer = self._ask("GET", f"/api/v1/sites/{site_id}/plan", {"slots": slots})
         return TypeAdapter(m.Plan).validate_json(answer.content)
 

@@ -239,12 +239,37 @@ class PlanSlot(Answer):
     pv_wh: float | None
 
 
+class PlannedLoadRow(Answer):
+    """A load that can wait, and when it is to run."""
+
+    device: str = Field(examples=["wallbox"])
+    power_w: list[int]
+
+
+class TakenPlan(Answer):
+    """What the cloud's planner wants a site to do: one value a slot, means. The site follows inside its own limits."""
+
+    issued_ns: Time
+    expires_ns: Time = Field(description="The site's own plan stands from then on")
+    start_ns: Time
+    slot_s: int = Field(examples=[900])
+    grid_w: list[int] = Field(description="Expected exchange, positive import")
+    battery_w: list[int] = Field(description="Expected power of all batteries, positive charging")
+    stored_wh: list[int] = Field(description="Expected energy in all batteries at the end of each slot")
+    min_grid_w: list[int] = Field(description="The batteries take what would bring the exchange below this")
+    max_grid_w: list[int] = Field(description="The batteries give what would bring the exchange above this")
+    loads: list[PlannedLoadRow] = Field(description="Loads that can wait")
+    reasons: list[str] = Field(description="What could not be kept, and why it is more careful than usual")
+
+
 class Plan(Answer):
     """A site's coming slots."""
 
     site_id: str
     source: str | None = Field(description="What the site follows now")
     slots: list[PlanSlot]
+    taken: TakenPlan | None = Field(description="The newest plan that its gateway has taken; none where there was none")
+    unplanned: str | None = Field(description="Why there is no newer one", examples=["no state of charge"])
 
 
 class DecisionRow(Answer):

@@ -96,7 +96,7 @@ def site_routes(view: CloudView, observer: SiteObserver | None, frequency: Frequ
 
     @routes.get("/sites/{site_id}/plan")
     async def get_plan(who: Reader, site_id: m.SiteName, slots: Annotated[int, Query(ge=1, le=192)] = 96) -> m.Plan:
-        """Its coming slots: commitments, prices, expected load and production."""
+        """Its coming slots: commitments, prices, expected load and production; and the plan that its gateway has taken."""
         return await asyncio.to_thread(_plan, view, known_site(view, who, site_id), slots)
 
     _history_routes(routes, view)
@@ -259,7 +259,14 @@ def _plan(view: CloudView, site_id: str, count: int) -> m.Plan:
             )
         )
     health = view.health.get(site_id)
-    return m.Plan(site_id=site_id, source=health.plan_source if health is not None else None, slots=rows)
+    taken = view.plans.get(site_id)
+    return m.Plan(
+        site_id=site_id,
+        source=health.plan_source if health is not None else None,
+        slots=rows,
+        taken=m.TakenPlan.model_validate(taken) if taken is not None else None,
+        unplanned=view.unplanned.get(site_id),
+    )
 
 
 def _plain(one: object) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from wattmesh_a2a.clock import NS_PER_S, Clock
 from wattmesh_a2a.envelope import CLOUD_UNIT, GATEWAY_AGENT, Address
 from wattmesh_a2a.errors import WattmeshError
 from wattmesh_a2a.forecast import Forecast
-from wattmesh_a2a.messages import IntervalEnergy, Message, Strategy
+from wattmesh_a2a.messages import Acknowledged, IntervalEnergy, Message, Strategy
 from wattmesh_a2a.messenger import Messenger
 from wattmesh_a2a.plans import PlannedLoad, SitePlan
 from wattmesh_a2a.tariff import Tariff, local_time
@@ -85,6 +85,8 @@ class PlanningService:
         """Month and its highest quarter hour, W, by site."""
         self._taken: dict[tuple[str, str], float] = defaultdict(float)
         self.latest: dict[str, Plan] = {}
+        self.delivered: dict[str, SitePlan] = {}
+        """The newest plan that each site's gateway has taken."""
         self.unplanned: dict[str, str] = {}
         """Why a site has no new plan."""
         self.issued = 0
@@ -194,9 +196,15 @@ class PlanningService:
         to = Address(self._org, site, GATEWAY_AGENT)
         expires = message.issued_ns + self._config.every_s * NS_PER_S
         try:
-            await self._messenger.request(to, message, expires_ns=expires, as_agent=self.address, timeout_s=60.0)
+            answer = await self._messenger.request(
+                to, message, expires_ns=expires, as_agent=self.address, timeout_s=60.0
+            )
         except WattmeshError as error:
             log.info("plan for %s not delivered: %s", site, error)
+            return
+        known = self.delivered.get(site)
+        if isinstance(answer, Acknowledged) and (known is None or known.issued_ns < message.issued_ns):
+            self.delivered[site] = message
 
     def snapshot(self) -> dict[str, JsonValue]:
         """Figures for the report, the API and the console."""

@@ -36,13 +36,15 @@ export default async function (main, context) {
       card("Why this power?", { span: 7, note: "the arbiter's last word on each asset" }, why)),
     history.element,
     h("div", { class: "cols" },
-      card("Forecast", { span: 7, note: "median, with the range from the lowest to the highest quantile" }, forecast),
+      card("Forecast and plan", { span: 7, note: "forecasts with their range from the lowest to the highest quantile; what the planner wants is dashed" }, forecast),
       card("Alarms that stand", { span: 5 }, alarms)),
     card("Plan: prices and commitments", { note: "bought is positive" }, plan),
     card("Decisions", { note: "newest first", tools: [download("CSV", `${path}/decisions`, { format: "csv", limit: 1000 }), download("Parquet", `${path}/decisions`, { format: "parquet", limit: 1000 })] }, decisions),
     card("Assets", {}, assets));
 
+  let newest = site.time_ns;
   const show = (one) => {
+    newest = one.time_ns ?? newest;
     replace(state, statePill(one.state));
     setText(what, one.problem || "");
     const { flows } = one;
@@ -65,7 +67,7 @@ export default async function (main, context) {
   }, 10);
   keep(alarms, async () => alarmList(path, (await api.get("alarms")).filter((one) => one.site_id === id)), 5);
   whyAndDecisions(path, why, decisions);
-  forecastBlock(path, forecast);
+  forecastBlock(path, forecast, () => newest);
   planBlock(path, plan);
 }
 
@@ -225,18 +227,20 @@ function whyAndDecisions(path, why, decisions) {
 
 // -- expectations
 
-function forecastBlock(path, place) {
+function forecastBlock(path, place, newest) {
   const fan = chart({
-    label: "Forecast of load and production", unit: "kW", height: 250,
+    label: "Forecast of load and production, and the plan", unit: "kW", height: 250, second: { scale: "stored", unit: "kWh stored" },
     series: [
       { label: "Load high", colour: "--c-load", width: 0.5, digits: 2, quiet: true }, { label: "Load low", colour: "--c-load", width: 0.5, digits: 2, quiet: true }, { label: "Load", colour: "--c-load", digits: 2 },
       { label: "PV high", colour: "--c-pv", width: 0.5, digits: 2, quiet: true }, { label: "PV low", colour: "--c-pv", width: 0.5, digits: 2, quiet: true }, { label: "PV", colour: "--c-pv", digits: 2 },
+      { label: "Planned grid", colour: "--c-grid", dash: [5, 4], step: true, digits: 2 }, { label: "Planned battery", colour: "--c-battery", dash: [5, 4], step: true, digits: 2 },
+      { label: "Planned charge", colour: "--c-soc", dash: [2, 3], width: 1.5, digits: 1, unit: "kWh", scale: "stored" },
     ],
     bands: [{ series: [1, 2], colour: "--c-load" }, { series: [4, 5], colour: "--c-pv" }],
   });
   const note = h("p", { class: "small soft" });
   keep(place, async () => {
-    const found = await api.get(`${path}/forecasts`);
+    const [found, { taken, unplanned }] = await Promise.all([api.get(`${path}/forecasts`), api.get(`${path}/plan`, { slots: 1 })]);
     const load = found.find((one) => one.quantity === "load_wh");
     const pv = found.find((one) => one.quantity === "pv_wh");
     if (!load || !pv) return empty("No forecast yet", "The forecasting agent needs a day of metered quarter hours of this site.");
@@ -246,8 +250,15 @@ function forecastBlock(path, place) {
       const at = (level) => Array.from({ length: count }, (_, index) => (one.values[index] ? (one.values[index][level] * 3.6) / one.slot_s : null));
       return [at(one.levels.length - 1), at(0), at(Math.floor(one.levels.length / 2))];
     });
-    fan.set([times, ...columns]);
-    setText(note, `Issued ${moment(load.issued_ns)} by ${load.model}; range ${number(load.levels[0] * 100)} to ${number(load.levels.at(-1) * 100)} %.`);
+    const planned = (name, back = 0) => times.map((at) => {
+      const value = taken?.[name][Math.floor((at - taken.start_ns / 1e9) / taken.slot_s) - back];
+      return known(value) ? value / 1000 : null;
+    });
+    fan.set([times, ...columns, planned("grid_w"), planned("battery_w"), planned("stored_wh", 1)]);
+    const over = taken && known(newest()) && taken.expires_ns < newest();
+    const told = taken ? `Plan of ${moment(taken.issued_ns)}, ${over ? "expired at" : "holds until"} ${moment(taken.expires_ns)}${taken.reasons.length ? `: ${taken.reasons.join("; ")}` : ""}.` : "The cloud has no plan for this site; its gateway plans by itself.";
+    setText(note, `Forecast of ${moment(load.issued_ns)} by ${load.model}; range ${number(load.levels[0] * 100)} to ${number(load.levels.at(-1) * 100)} %. ${told}${unplanned ? ` No newer plan: ${unplanned}.` : ""}`);
+    fan.describe(told);
     return fan.element.isConnected ? null : h("div", {}, fan.element, note);
   }, 60);
 }
