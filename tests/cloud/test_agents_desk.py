@@ -12,7 +12,7 @@ from wattmesh_cloud.agents.controls import Budget, BudgetLimits, KillSwitch
 from wattmesh_cloud.agents.database import Database
 from wattmesh_cloud.agents.desk import MOST_PROPOSALS, Desk
 from wattmesh_cloud.agents.guards import Guard, Guards, Origin
-from wattmesh_cloud.agents.memory import LocalMemory
+from wattmesh_cloud.agents.memory import LocalMemory, Mirror
 from wattmesh_cloud.agents.proposals import CallResponse, DeclareStatus, SetReserve, SetTrading, dump, parse, schema
 from wattmesh_cloud.agents.roster import ROSTER
 from wattmesh_cloud.agents.situations import GridSituation, SiteSituation
@@ -122,6 +122,29 @@ async def test_the_policy_is_done_while_the_model_still_thinks(world):
     (kept,) = world.memory.recall("ann")
     assert kept["model"] == "refined"
     assert [entry["origin"] for entry in kept["entries"]] == ["policy", "policy", "model"]
+
+
+async def test_a_memory_elsewhere_gets_the_policys_decision_and_then_the_models(world):
+    class Elsewhere:
+        def __init__(self):
+            self.kept = []
+
+        def remember(self, record):
+            self.kept.append((record.id, record.revision, [entry.origin for entry in record.entries]))
+
+    remote = Elsewhere()
+    mirror = Mirror(remote)
+    world.memory = LocalMemory(world.database, mirror)
+    desk = world.make(world.model)
+    world.model.proposes(reserve(12.0))
+    record = await desk.decide(PRODUCER, world.site)
+    await world.settled(desk)
+    await asyncio.to_thread(mirror.flush)
+    mirror.close()
+    assert remote.kept == [
+        (record.id, 0, ["policy", "policy"]),
+        (record.id, 1, ["policy", "policy", "model"]),
+    ]
 
 
 async def test_a_model_that_never_answers_is_late_and_nothing_else(world):

@@ -14,6 +14,7 @@ import pytest
 from wattmesh_a2a.errors import ConfigurationError
 from wattmesh_a2a.telemetry import ColumnBatch, encode_columns
 from wattmesh_cloud.aws.agents_template import text as agents_text
+from wattmesh_cloud.aws.classic_template import text as classic_text
 from wattmesh_cloud.aws.cost import ALARMS, AS_BUILT, ECONOMY, SiteLoad, fleet_month, site_month
 from wattmesh_cloud.aws.deployment import parsed, template_text
 from wattmesh_cloud.aws.gateway_policy import iot_policy, mosquitto_acl
@@ -23,7 +24,7 @@ from wattmesh_cloud.tools.schemas import gateway_schema
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "cloud" / "infra"
-PARTS = ("data", "services", "agents", "standby")
+PARTS = ("data", "services", "agents", "standby", "classic")
 REGION, ACCOUNT = "eu-central-1", "111122223333"
 VALUES = {
     "Environment": "test", "Org": "acme", "Area": "area-1", "CodeBucket": "code", "CodeKey": "code.zip",
@@ -245,6 +246,10 @@ def test_the_agents_template_is_the_one_that_is_made():
         assert part["name"] in template_text("agents")
 
 
+def test_the_classic_template_is_the_one_that_is_made():
+    assert (INFRA / "classic.yaml").read_text() == classic_text(), "python -m wattmesh_cloud.aws.classic_template > …"
+
+
 def test_every_alarm_has_a_runbook_that_is_there(template):
     guide = (ROOT / "docs" / "aws.md").read_text().lower()
     alarms = kind(template, "AWS::CloudWatch::Alarm")
@@ -461,6 +466,59 @@ def test_an_agent_thinks_remembers_and_uses_tools_and_acts_on_nothing(templates,
         *(one for one in FORBIDDEN_TO_ALL if one[0] != "s3:GetObject"),
     ]:
         assert not allowed(policy, action, resource), (action, resource)
+
+
+CLASSIC_ALIASES = [f"{one}Alias" for one in AGENTS]
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_an_agent_of_classic_thinks_and_reads_and_acts_on_nothing(templates, agent):
+    policy = policy_of(templates["classic"], agent)
+    profile = f"arn:aws:bedrock:{REGION}:{ACCOUNT}:inference-profile/global.anthropic.claude-sonnet-4-6"
+    assert allowed(policy, "bedrock:InvokeModel", profile)
+    assert allowed(policy, "bedrock:GetInferenceProfile", profile)
+    for alias in CLASSIC_ALIASES:
+        asks = agent == "MarketSupervisor" and alias != "MarketSupervisorAlias"
+        assert allowed(policy, "bedrock:InvokeAgent", alias) == asks, alias
+    for action, resource in [
+        *(("lambda:InvokeFunction", LAMBDA + one) for one in ("trading-api", "energy-trading-actions")),
+        ("sqs:SendMessage", f"arn:aws:sqs:{REGION}:{ACCOUNT}:wattmesh-test-actions.fifo"),
+        ("dynamodb:Query", DYNAMO + "trade-data"),
+        ("bedrock:InvokeModel", f"arn:aws:bedrock:{REGION}::foundation-model/other.model"),
+        ("bedrock:GetInferenceProfile", profile + "-2"),
+        ("bedrock:UpdateAgent", f"arn:aws:bedrock:{REGION}:{ACCOUNT}:agent/x"),
+        *FORBIDDEN_TO_ALL,
+    ]:
+        assert not allowed(policy, action, resource), (action, resource)
+
+
+def test_who_of_classic_may_call_which_function(templates):
+    """Each agent the functions of its own action groups, none the one that acts; and what the service bounds is kept."""
+    resources = templates["classic"]["Resources"]
+    permitted = set()
+    for one in kind(templates["classic"], "AWS::Lambda::Permission").values():
+        assert one["Principal"] == "bedrock.amazonaws.com"
+        assert one["SourceAccount"] == {"Ref": "AWS::AccountId"}
+        agent, attribute = one["SourceArn"]["Fn::GetAtt"]
+        assert (resources[agent]["Type"], attribute) == ("AWS::Bedrock::Agent", "AgentArn")
+        permitted.add((agent, one["FunctionName"]["Fn::Sub"].rsplit("wattmesh-${Environment}-")[1]))
+    wanted = set()
+    for name, agent in kind(templates["classic"], "AWS::Bedrock::Agent").items():
+        functions = []
+        for group in agent["ActionGroups"]:
+            service = group["ActionGroupName"]
+            assert group["ActionGroupExecutor"]["Lambda"]["Fn::Sub"].endswith(f"wattmesh-${{Environment}}-{service}")
+            wanted.add((name, service))
+            functions += group["FunctionSchema"]["Functions"]
+            for one in group["FunctionSchema"]["Functions"]:
+                assert one["Name"] in {part["name"] for part in gateway_schema(service)}
+        assert 0 < len(functions) <= 11
+        assert all(len(one["Parameters"]) <= 5 for one in functions)
+        assert 40 <= len(agent["Instruction"]) <= 4000
+        assert not re.search("`(propose|consult)`", agent["Instruction"])
+    assert permitted == wanted
+    assert not [one for one in permitted if one[1] == "energy-trading-actions"]
+    assert len({name for name, _ in wanted}) == len(AGENTS)
 
 
 # -- a gateway

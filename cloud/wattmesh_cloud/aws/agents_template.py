@@ -18,7 +18,7 @@ AGENTS = ("market-supervisor", "forecasting", "grid-optimisation", "producer", "
 SUPERVISOR = AGENTS[0]
 ACTIONS = "energy-trading-actions"
 """Behind a gateway of its own: a model proposes, and has no way to act."""
-_ARN = "arn:${AWS::Partition}:%s:${AWS::Region}:${AWS::AccountId}:"
+ARN = "arn:${AWS::Partition}:%s:${AWS::Region}:${AWS::AccountId}:"
 
 _HEAD = """\
 # Made by `python -m wattmesh_cloud.aws.agents_template`; change it there.
@@ -55,14 +55,15 @@ def att(name: str) -> _Tag:
     return _tagged("!GetAtt", name)
 
 
-class _Dumper(yaml.SafeDumper):
+class Dumper(yaml.SafeDumper):
     """No anchors: CloudFormation has none."""
 
     def ignore_aliases(self, data: Any) -> bool:
+        """Always."""
         return True
 
 
-_Dumper.add_representer(_Tag, lambda dumper, data: dumper.represent_scalar(data.tag, str(data), style='"'))
+Dumper.add_representer(_Tag, lambda dumper, data: dumper.represent_scalar(data.tag, str(data), style='"'))
 
 
 def camel(name: str) -> str:
@@ -109,7 +110,8 @@ def _parameters() -> dict[str, Any]:
     }
 
 
-def _role(service: str, statements: list[dict[str, Any]], *, condition: bool = True) -> dict[str, Any]:
+def role(service: str, statements: list[dict[str, Any]], *, condition: bool = True) -> dict[str, Any]:
+    """A role for one service of AWS, in this account alone."""
     trust: dict[str, Any] = {"Effect": "Allow", "Principal": {"Service": service}, "Action": "sts:AssumeRole"}
     if condition:
         trust["Condition"] = {"StringEquals": {"aws:SourceAccount": ref("AWS::AccountId")}}
@@ -131,13 +133,13 @@ def _role(service: str, statements: list[dict[str, Any]], *, condition: bool = T
 
 
 def _runtime_role(agent: str) -> dict[str, Any]:
-    logs = _ARN % "logs" + "log-group:/aws/bedrock-agentcore/runtimes/wattmesh_${Environment}_*"
+    logs = ARN % "logs" + "log-group:/aws/bedrock-agentcore/runtimes/wattmesh_${Environment}_*"
     statements: list[dict[str, Any]] = [
         {
             "Sid": "Think",
             "Action": ["bedrock:InvokeModel", "bedrock:InvokeModelWithResponseStream"],
             "Resource": [
-                sub(_ARN % "bedrock" + "inference-profile/${ModelId}"),
+                sub(ARN % "bedrock" + "inference-profile/${ModelId}"),
                 sub("arn:${AWS::Partition}:bedrock:*::foundation-model/anthropic.*"),
             ],
         },
@@ -175,7 +177,7 @@ def _runtime_role(agent: str) -> dict[str, Any]:
                 "Resource": [*others, *below],
             }
         )
-    return _role("bedrock-agentcore.amazonaws.com", statements)
+    return role("bedrock-agentcore.amazonaws.com", statements)
 
 
 def _runtime(agent: str) -> dict[str, Any]:
@@ -225,7 +227,7 @@ def _endpoint(agent: str) -> dict[str, Any]:
 
 
 def _target(service: str) -> dict[str, Any]:
-    function = sub(_ARN % "lambda" + f"function:wattmesh-${{Environment}}-{service}")
+    function = sub(ARN % "lambda" + f"function:wattmesh-${{Environment}}-{service}")
     return {
         "Type": "AWS::BedrockAgentCore::GatewayTarget",
         "Properties": {
@@ -246,8 +248,8 @@ def _target(service: str) -> dict[str, Any]:
 
 
 def _gateway_role(services: list[str]) -> dict[str, Any]:
-    functions = [sub(_ARN % "lambda" + f"function:wattmesh-${{Environment}}-{one}") for one in services]
-    return _role(
+    functions = [sub(ARN % "lambda" + f"function:wattmesh-${{Environment}}-{one}") for one in services]
+    return role(
         "bedrock-agentcore.amazonaws.com",
         [
             {"Sid": "CallTheTools", "Action": "lambda:InvokeFunction", "Resource": functions},
@@ -318,7 +320,7 @@ def template() -> dict[str, Any]:
 
 def text() -> str:
     """The file."""
-    return _HEAD + yaml.dump(template(), Dumper=_Dumper, sort_keys=False, width=120)
+    return _HEAD + yaml.dump(template(), Dumper=Dumper, sort_keys=False, width=120)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 The gateway puts the tool's name into the client context (``bedrockAgentCoreToolName``, with the target's name and ``___`` in
 front) and the arguments into the event. Who calls is what the function's own environment says (``WATTMESH_ROLES``, and the
-role it runs as): a gateway's caller is authorised by the gateway, and its arguments can name nobody.
+role it runs as): a gateway's caller is authorised by the gateway, and its arguments can name nobody. The same functions
+answer action groups of Bedrock Agents, in that service's form (:mod:`wattmesh_cloud.tools.classic`).
 """
 
 from __future__ import annotations
@@ -36,8 +37,10 @@ from wattmesh_cloud.emf import emf_line
 from wattmesh_cloud.frames import Samples, decode_frame
 from wattmesh_cloud.ingest import IngestLimits, items_of
 from wattmesh_cloud.store.base import Derived, FrameRow, Item, JsonValue, Store, Table
-from wattmesh_cloud.tools.base import Caller, Context, error_code
+from wattmesh_cloud.tools.base import Caller, Context, Tool, error_code
 from wattmesh_cloud.tools.catalogue import tool
+from wattmesh_cloud.tools.classic import answer as classic_answer
+from wattmesh_cloud.tools.classic import is_classic
 
 log = logging.getLogger(__name__)
 
@@ -117,33 +120,48 @@ def context() -> Context:
 
 
 def handle(service: str, event: object, runtime: object) -> dict[str, Any]:
-    """Do what the gateway asks of one service; an error is an answer with its code, never an exception with a trace."""
+    """Do what the gateway, or an action group of Bedrock Agents, asks of one service.
+
+    An error is an answer with its code, never an exception with a trace.
+    """
+    if is_classic(event) and _gateway_name(runtime) is None:
+        assert isinstance(event, Mapping)
+        return classic_answer(event, lambda found, arguments: _done(service, found, found.name, arguments))
     try:
         name = _tool_name(runtime, event)
         found = tool(name)
-        if found is None or found.service != service:
-            raise InvalidMessageError(f"{service} has no tool {name[:80]!r}")
         if not isinstance(event, Mapping):
             raise InvalidMessageError("the arguments are no object")
-        roles = frozenset(os.environ.get("WATTMESH_ROLES", "reader").split(","))
-        sites = os.environ.get("WATTMESH_SITES")
-        caller = Caller(
-            id=os.environ.get("WATTMESH_CALLER", f"lambda:{service}"),
-            roles=roles,
-            sites=frozenset(sites.split(",")) if sites else None,
-        )
         arguments = {key: value for key, value in event.items() if key != "toolName"}
-        result = asyncio.run(found.call(context(), caller, arguments))
-        if len(json.dumps(result)) > _MOST_ANSWER_BYTES:
-            raise InvalidMessageError("the answer is too large; ask for a shorter window or fewer rows")
+        result = _done(service, found, name, arguments)
     except WattmeshError as error:
         return {"error": {"code": error_code(error), "message": str(error), "retryable": error.retryable}}
     return {"result": result}
 
 
-def _tool_name(runtime: object, event: object) -> str:
+def _done(service: str, found: Tool | None, name: str, arguments: Mapping[str, Any]) -> Any:
+    """One call with the authority that the function's environment gives, whoever asks."""
+    if found is None or found.service != service:
+        raise InvalidMessageError(f"{service} has no tool {name[:80]!r}")
+    sites = os.environ.get("WATTMESH_SITES")
+    caller = Caller(
+        id=os.environ.get("WATTMESH_CALLER", f"lambda:{service}"),
+        roles=frozenset(os.environ.get("WATTMESH_ROLES", "reader").split(",")),
+        sites=frozenset(sites.split(",")) if sites else None,
+    )
+    result = asyncio.run(found.call(context(), caller, arguments))
+    if len(json.dumps(result)) > _MOST_ANSWER_BYTES:
+        raise InvalidMessageError("the answer is too large; ask for a shorter window or fewer rows")
+    return result
+
+
+def _gateway_name(runtime: object) -> object:
     custom = getattr(getattr(runtime, "client_context", None), "custom", None) or {}
-    name = custom.get(_TOOL_NAME) if isinstance(custom, Mapping) else None
+    return custom.get(_TOOL_NAME) if isinstance(custom, Mapping) else None
+
+
+def _tool_name(runtime: object, event: object) -> str:
+    name = _gateway_name(runtime)
     if name is None and isinstance(event, Mapping):
         name = event.get("toolName")  # a direct call, as tests and operators make it
     if not isinstance(name, str):

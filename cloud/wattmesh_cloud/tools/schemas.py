@@ -10,7 +10,7 @@ from wattmesh_cloud.tools.catalogue import CATALOGUE
 def gateway_schema(service: str) -> list[dict[str, Any]]:
     """A service's tools as AgentCore Gateway takes them (``ToolSchema.InlinePayload``)."""
     return [
-        {"name": one.name, "description": one.description, "inputSchema": _inlined(one.schema())}
+        {"name": one.name, "description": one.description, "inputSchema": inlined(one.schema())}
         for one in CATALOGUE
         if one.service == service
     ]
@@ -19,7 +19,7 @@ def gateway_schema(service: str) -> list[dict[str, Any]]:
 _KEPT = ("type", "description", "properties", "required", "items")
 
 
-def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
+def inlined(schema: dict[str, Any]) -> dict[str, Any]:
     """The part of JSON Schema that the gateway knows: types, texts, properties, items; references put in place."""
     definitions = schema.get("$defs", {})
 
