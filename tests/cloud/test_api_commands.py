@@ -89,7 +89,7 @@ async def test_a_tenant_sees_its_own_commands_alone(ask):
 async def test_approval_is_another_persons(services, access, api):
     done = []
 
-    async def run(who, _):
+    async def run(who, *_):
         done.append(who.name)
         return "it is done"
 
@@ -111,8 +111,52 @@ async def test_approval_is_another_persons(services, access, api):
     assert (after.state, after.decided_by, done) == ("done", "user:bob", ["bob"])
 
 
+async def test_an_emergency_needs_a_second_person(ask, view):
+    body = wanted("grid.emergency", mode="shortage", stage=1)
+    made = (await ask("commands", body)).json()
+    assert (made["state"], made["steps"], made["confirm"]) == ("waiting", "approve", "EMERGENCY")
+    assert view.grid.emergency.standing == {}
+    alone = await ask(f"commands/{made['id']}/confirm", {"confirm": "EMERGENCY"})
+    assert (alone.status_code, alone.json()["detail"]) == (403, "somebody else has to approve what you asked for")
+    weak = await ask(f"commands/{made['id']}/confirm", {"confirm": "EMERGENCY"}, role="viewer")
+    assert weak.status_code == 403
+    assert view.grid.emergency.standing == {}
+    done = (await ask(f"commands/{made['id']}/confirm", {"confirm": "EMERGENCY"}, role="admin")).json()
+    assert (done["state"], done["asked_by"], done["decided_by"]) == (
+        "done",
+        "token:fleet-operator",
+        "token:fleet-admin",
+    )
+    (standing,) = view.grid.emergency.standing.values()
+    assert (standing.stage, standing.drill, standing.reason) == (1, False, "a test")
+    assert (standing.by, standing.confirmed_by) == ("token:fleet-operator", "token:fleet-admin")
+    assert done["result"] == f"{standing.id}: stage 1 (shortage) is in force"
+
+
+async def test_an_emergency_that_is_refused_late_or_wrong_does_nothing(ask, view, real):
+    refused = (await ask("commands", wanted("grid.emergency", mode="shortage", stage=1))).json()
+    assert (await ask(f"commands/{refused['id']}/reject", {}, role="admin")).json()["state"] == "refused"
+    late = (await ask("commands", wanted("grid.emergency", "bbbbbbbb", mode="surplus", stage=2))).json()
+    await real.advance(899)
+    assert (await ask(f"commands/{late['id']}")).json()["state"] == "waiting"
+    await real.advance(2)
+    answer = await ask(f"commands/{late['id']}/confirm", {"confirm": "EMERGENCY"}, role="admin")
+    assert (answer.status_code, view.grid.emergency.standing) == (409, {})
+    for arguments, text in (
+        ({"stage": 9}, "arguments.stage: there is no stage 9"),
+        ({"area": "mars"}, "arguments.area: there is no area"),
+    ):
+        wrong = await ask(
+            "commands", wanted("grid.emergency", "cccccccc", **{"mode": "shortage", "stage": 1, **arguments})
+        )
+        assert wrong.status_code == 422
+        assert text in wrong.json()["detail"]
+    other = await ask("commands", wanted("grid.emergency", mode="shortage", stage=1), role="admin", tenant="acme")
+    assert other.status_code == 403
+
+
 async def test_what_was_under_way_at_a_crash_is_told_and_never_done_again(services, access, tmp_path, clock, real):
-    async def run(who, _):
+    async def run(who, *_):
         raise UnavailableError("the disk is full")
 
     kind = Kind(name="test.it", title="Test", permission=Permission.OPERATE, arguments=Nothing, run=run)

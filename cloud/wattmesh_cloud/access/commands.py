@@ -38,7 +38,17 @@ _WAIT_NS = {"confirm": 120 * NS_PER_S, "approve": 86_400 * NS_PER_S}
 _WAITING_AT_MOST = 200
 
 Steps = Literal["one", "confirm", "approve"]
-Run = Callable[[Principal, Any], Awaitable[str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Who wanted a command, and why; with approval, somebody else than who carries it out."""
+
+    by: str
+    reason: str
+
+
+Run = Callable[[Principal, Any, Asked], Awaitable[str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +66,16 @@ class Kind:
     """Whether it is the operator of the fleet's alone."""
     site: Callable[[Any], str] | None = None
     """The site it is about, which has to be the caller's."""
+    check: Callable[[Any], None] | None = None
+    """Refuses arguments that cannot be carried out as it is asked for; raises :class:`InvalidMessageError`."""
+    wait_s: int | None = None
+    """How long it waits for its second step (real time); two minutes for a typed word and a day for approval where none."""
+
+    def until_ns(self, now_ns: int) -> int | None:
+        """When its second step comes too late; none where it has none."""
+        if self.steps == "one":
+            return None
+        return now_ns + (self.wait_s * NS_PER_S if self.wait_s is not None else _WAIT_NS[self.steps])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +84,7 @@ class Command:
 
     id: str
     kind: str
+    steps: str
     arguments: Mapping[str, Any]
     reason: str
     state: str
@@ -128,7 +149,7 @@ class Commands:
             if kind.steps != "one" and waiting >= _WAITING_AT_MOST:
                 raise ConflictError("too many commands wait for their second step; decide or let them expire first")
             confirm = None if kind.steps == "one" else _word(kind)
-            until = None if kind.steps == "one" else self._real.utc_ns() + _WAIT_NS[kind.steps]
+            until = kind.until_ns(self._real.utc_ns())
             await self._write(who, kind.name, "asked", plain, reason)
             self._db.execute(
                 "INSERT INTO commands VALUES(?, (SELECT COALESCE(MAX(number), 0) + 1 FROM commands), ?, ?, ?, ?, ?, ?, ?, "
@@ -138,7 +159,9 @@ class Commands:
                     self._fleet.utc_ns(), until, confirm, digest,
                 ),
             )  # fmt: skip
-        return await self._run(who, kind, identity, checked) if kind.steps == "one" else self.get(who, identity)
+        if kind.steps != "one":
+            return self.get(who, identity)
+        return await self._run(who, kind, identity, checked, Asked(by=who.actor, reason=reason))
 
     async def confirm(self, who: Principal, identity: str, text: str) -> Command:
         """The second step.
@@ -157,7 +180,7 @@ class Commands:
             checked = kind.arguments.model_validate_json(row["arguments"])
             await self._write(who, kind.name, "confirmed", row["arguments"], row["reason"])
             self._db.execute("UPDATE commands SET state='running' WHERE id=?", (identity,))
-        return await self._run(who, kind, identity, checked)
+        return await self._run(who, kind, identity, checked, Asked(by=row["asked_by"], reason=row["reason"]))
 
     async def reject(self, who: Principal, identity: str) -> Command:
         """Let a waiting command be; whoever asked may, too."""
@@ -207,6 +230,8 @@ class Commands:
             raise InvalidMessageError(f"{where}: {first['msg']}") from error
         if kind.site is not None and not who.sees(kind.site(checked)):
             raise InvalidMessageError(f"there is no site {kind.site(checked)!r}")
+        if kind.check is not None:
+            kind.check(checked)
         return checked
 
     def _row(self, who: Principal, identity: str) -> sqlite3.Row:
@@ -231,9 +256,9 @@ class Commands:
             raise UnauthorisedError("whoever asked for it has to confirm it")
         return kind, row
 
-    async def _run(self, who: Principal, kind: Kind, identity: str, checked: BaseModel) -> Command:
+    async def _run(self, who: Principal, kind: Kind, identity: str, checked: BaseModel, asked: Asked) -> Command:
         try:
-            result = await kind.run(who, checked)
+            result = await kind.run(who, checked, asked)
         except WattmeshError as error:
             state, result = ("failed" if error.retryable else "refused"), str(error)
         except BaseException:
@@ -277,7 +302,11 @@ class Commands:
             "confirm",
             "result",
         )
-        return Command(**{name: row[name] for name in names}, arguments=json.loads(row["arguments"]), expires_in_s=left)
+        kind = self.kinds.get(row["kind"])
+        return Command(
+            **{name: row[name] for name in names}, arguments=json.loads(row["arguments"]), expires_in_s=left,
+            steps="one" if kind is None else kind.steps,
+        )  # fmt: skip
 
     def close(self) -> None:
         """Release the file."""

@@ -9,7 +9,7 @@ from fastapi import APIRouter, HTTPException, Query
 from fastapi import Path as InPath
 from pydantic import Field
 
-from wattmesh_cloud.access.commands import Commands, Kind
+from wattmesh_cloud.access.commands import Asked, Commands, Kind
 from wattmesh_cloud.access.model import Permission, Principal
 from wattmesh_cloud.agents.approvals import ApprovalState
 from wattmesh_cloud.agents.conversations import Turn, newest_of, turns_of
@@ -27,11 +27,11 @@ ApprovalId = Annotated[str, InPath(pattern=r"^[A-Za-z0-9_.:-]{1,150}$")]
 def add_agent_commands(commands: Commands, view: CloudView) -> None:
     """The kill switch: off at once, on again with a second step."""
 
-    async def off(who: Principal, wanted: SwitchReason) -> str:
+    async def off(who: Principal, wanted: SwitchReason, asked: Asked) -> str:
         await asyncio.to_thread(view.strategy.switch.off, who.actor, wanted.why, view.clock.utc_ns())
         return "no model has an effect from now on; the policies go on"
 
-    async def on(who: Principal, wanted: SwitchReason) -> str:
+    async def on(who: Principal, wanted: SwitchReason, asked: Asked) -> str:
         await asyncio.to_thread(view.strategy.switch.on, who.actor, wanted.why, view.clock.utc_ns())
         return "models may refine again"
 

@@ -37,7 +37,7 @@ _SPECIAL: Mapping[str, Any] = {
     "CommandKind.title": "Resume the market", "CommandRow.kind": "market.resume", "Plan.source": "plan",
     "ResponseRow.source": "operator", "ResponseRow.state": "settled", "DeviceRow.state": "ready", "DeviceRow.points": 12,
     "AgentAnswer.source": "template",
-    "AgentRecord.model": "absent", "SlotRow.status": "cleared", "GridStatusRow.status": "normal", "Asset.id": "battery",
+    "AgentRecord.model": "absent", "SlotRow.status": "closed", "GridStatusRow.status": "normal", "Asset.id": "battery",
     "LabScenario.id": "meter-silent", "LabScenario.title": "The meter is silent", "EmergencyAsked.confirm": "SHORTAGE",
     "KeptReport.name": "home-1-2022-09-01.pdf", "LabDevice.requests": 420,
     "FrequencySamplesAnswer.rows": [1_662_055_200_000, 49.98, -0.01],

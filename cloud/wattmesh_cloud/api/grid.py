@@ -11,7 +11,7 @@ from wattmesh_a2a.clock import NS_PER_S
 from wattmesh_a2a.errors import InvalidMessageError
 from wattmesh_a2a.tariff import price_ticks
 
-from wattmesh_cloud.access.commands import Commands, Kind
+from wattmesh_cloud.access.commands import Asked, Commands, Kind
 from wattmesh_cloud.access.model import Permission, Principal
 from wattmesh_cloud.api import models as m
 from wattmesh_cloud.api.deps import PROBLEMS, After, HostOperator, HostReader, Limit, Reader, page
@@ -22,6 +22,8 @@ from wattmesh_cloud.view import CloudView
 
 _OF_SITES = ("offers", "dispatched_w", "delivered_wh", "dispatched_wh", "measured_wh", "paid_units", "left_out")
 _SLOT_NS = 900 * NS_PER_S
+_APPROVAL_S = 900
+"""An emergency that nobody approved for so long is another situation."""
 
 
 class NewResponse(m.Request):
@@ -50,6 +52,14 @@ class NewEmergency(m.Request):
     area: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{0,64}$", description="The first area where left out")] = ""
     drill: bool = Field(default=False, description="For practice: gateways answer what they would do")
     reason: m.Reason
+
+
+class OfEmergency(m.Request):
+    """An emergency that somebody else has to approve."""
+
+    mode: Mode
+    stage: Annotated[int, Field(ge=1, le=20)]
+    area: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{0,64}$", description="The first area where left out")] = ""
 
 
 class EmergencyAsked(m.Answer):
@@ -134,7 +144,7 @@ def add_grid_commands(commands: Commands, view: CloudView) -> None:
     """What an operator may ask of the grid service in one step."""
     grid = view.grid
 
-    async def event(who: Principal, wanted: NewResponse) -> str:
+    async def event(who: Principal, wanted: NewResponse, asked: Asked) -> str:
         config = grid.config.demand_response
         now = view.clock.utc_ns()
         soonest = -(-(now + config.notice_s * NS_PER_S) // _SLOT_NS) * _SLOT_NS
@@ -151,7 +161,7 @@ def add_grid_commands(commands: Commands, view: CloudView) -> None:
         made = grid.create_event(plan, who.actor)
         return f"event {made.id} is announced"
 
-    async def cancel(who: Principal, wanted: OfEvent) -> str:
+    async def cancel(who: Principal, wanted: OfEvent, asked: Asked) -> str:
         grid.cancel_event(wanted.event_id, "by hand", who.actor)
         return f"event {wanted.event_id} is cancelled"
 
@@ -175,6 +185,34 @@ def add_grid_commands(commands: Commands, view: CloudView) -> None:
             steps="confirm",
         )
     )
+
+    _add_emergency_command(commands, view)
+
+
+def _add_emergency_command(commands: Commands, view: CloudView) -> None:
+    """An emergency with four eyes, whatever the file says of `two_persons`: nothing is sent until somebody else approves."""
+    grid = view.grid
+
+    def known(wanted: OfEmergency) -> None:
+        stages = [one.id for one in grid.config.emergency.stages]
+        if wanted.mode is not Mode.BLACK_START and wanted.stage not in stages:
+            raise InvalidMessageError(f"arguments.stage: there is no stage {wanted.stage}; there are: {stages}")
+        areas = [one.area_id for one in grid.areas()]
+        if wanted.area and wanted.area not in areas:
+            raise InvalidMessageError(f"arguments.area: there is no area {wanted.area!r}; there are: {areas}")
+
+    async def declare(who: Principal, wanted: OfEmergency, asked: Asked) -> str:
+        area = wanted.area or grid.areas()[0].area_id
+        step = grid.declare_emergency(wanted.mode, wanted.stage, area_id=area, reason=asked.reason, by=asked.by)
+        made = grid.confirm_emergency(step.token, who.actor)
+        return f"{made.id}: stage {made.stage} ({made.mode}) is in force"
+
+    commands.add(
+        Kind(
+            name="grid.emergency", title="Declare an emergency", permission=Permission.OPERATE, arguments=OfEmergency, run=declare,
+            steps="approve", check=known, wait_s=_APPROVAL_S,
+        )
+    )  # fmt: skip
 
 
 def grid_routes(view: CloudView, nominal_hz: float) -> APIRouter:

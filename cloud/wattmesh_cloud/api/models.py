@@ -800,6 +800,7 @@ class CommandRow(Answer):
 
     id: str
     kind: str
+    steps: str = Field(description="one, confirm or approve; see the kinds", examples=["confirm"])
     arguments: dict[str, Any]
     reason: str
     state: CommandState

@@ -13,7 +13,7 @@ from fastapi import Path as InPath
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from wattmesh_cloud.access.commands import Command, Commands, Kind
+from wattmesh_cloud.access.commands import Asked, Command, Commands, Kind
 from wattmesh_cloud.access.jobs import Job, Jobs
 from wattmesh_cloud.access.model import Permission, Principal
 from wattmesh_cloud.api import models as m
@@ -47,22 +47,22 @@ def add_market_commands(commands: Commands, view: CloudView) -> None:
     """What may be done to the market beside orders."""
     markets = view.markets
 
-    async def halt(who: Principal, wanted: OfArea) -> str:
+    async def halt(who: Principal, wanted: OfArea, asked: Asked) -> str:
         market = markets.area(wanted.area)
         await market.halt(f"{who.actor}: by hand")
         return f"{market.config.area} is halted: {market.engine.halted}"
 
-    async def resume(who: Principal, wanted: OfArea) -> str:
+    async def resume(who: Principal, wanted: OfArea, asked: Asked) -> str:
         market = markets.area(wanted.area)
         await market.resume()
         halted = market.engine.halted
         return f"{market.config.area} stays halted: {halted}" if halted else f"{market.config.area} takes orders again"
 
-    async def suspend(who: Principal, wanted: OfParticipant) -> str:
+    async def suspend(who: Principal, wanted: OfParticipant, asked: Asked) -> str:
         taken = await markets.suspend(wanted.participant, f"{who.actor}: by hand")
         return f"{wanted.participant} is suspended, {taken} open orders taken back"
 
-    async def reinstate(who: Principal, wanted: OfParticipant) -> str:
+    async def reinstate(who: Principal, wanted: OfParticipant, asked: Asked) -> str:
         await markets.reinstate(wanted.participant)
         return f"{wanted.participant} may trade again"
 

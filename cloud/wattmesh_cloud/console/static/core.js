@@ -282,8 +282,8 @@ export async function command({ kind, title, text, fields = [], danger = false, 
   const { reason, ...rest } = values;
   try {
     let made = await api.post("commands", { kind, arguments: build(rest), reason, idempotency_key: newKey() });
-    if (made.state === "waiting" && made.confirm) made = await confirmed(made, title, danger);
-    if (made) toast(made.state === "done" ? made.result : made.state === "waiting" ? "It waits for somebody else's approval." : `${made.state}: ${made.result}`, { bad: ["failed", "refused"].includes(made.state) });
+    if (made.state === "waiting" && made.steps === "confirm") made = await confirmed(made, title, danger);
+    if (made) toast(made.state === "done" ? made.result : made.state === "waiting" ? "It waits for somebody else's approval, below on the agents' page." : `${made.state}: ${made.result}`, { bad: ["failed", "refused"].includes(made.state) });
     return made;
   } catch (error) {
     toast(error.message, { bad: true });
@@ -294,10 +294,10 @@ export async function command({ kind, title, text, fields = [], danger = false, 
 export async function confirmed(made, title, danger = true) {
   const typed = await question({
     title: `Confirm: ${title}`, danger, action: "Confirm",
-    text: `This is the second step. Type ${made.confirm} within ${Math.round(made.expires_in_s)} s to do it.`,
+    text: `This is the second step. Type ${made.confirm} within ${made.expires_in_s < 600 ? `${Math.round(made.expires_in_s)} s` : `${Math.floor(made.expires_in_s / 60)} min`} to do it.`,
     fields: [{ name: "confirm", label: `Type ${made.confirm}` }],
   });
-  if (!typed) return api.post(`commands/${made.id}/reject`, {});
+  if (!typed) return made.steps === "approve" ? null : api.post(`commands/${made.id}/reject`, {});
   return api.post(`commands/${made.id}/confirm`, { confirm: typed.confirm.trim() });
 }
 

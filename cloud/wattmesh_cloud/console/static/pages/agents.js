@@ -1,5 +1,5 @@
 // The agents: what each saw, proposed, was refused, chose; what waits for a person; the kill switch.
-import { api, boot, card, command, empty, fullMoment, h, head, keep, known, may, me, moment, number, pill, power, question, replace, segments, table, toast, when } from "../core.js";
+import { api, boot, card, command, confirmed, empty, fullMoment, h, head, keep, known, may, me, moment, number, pill, power, question, replace, segments, table, toast, when } from "../core.js";
 
 const OUTCOMES = { done: "good", stopped: "bad", waiting: "warn", failed: "bad" };
 
@@ -130,12 +130,31 @@ export default async function (main, context) {
 
   const list = table([
     { title: "Asked", show: (row) => when(row.asked_ns, fullMoment) }, { name: "kind", title: "What" }, { name: "asked_by", title: "Who" }, { name: "reason", title: "Why" },
-    { title: "State", show: (row) => pill(row.state, row.state === "done" ? "good" : row.state === "waiting" ? "warn" : "bad") }, { title: "What came of it", show: (row) => row.result ?? (row.confirm ? "waits for its second step" : "–") },
+    { title: "State", show: (row) => pill(row.state, row.state === "done" ? "good" : row.state === "waiting" ? "warn" : "bad") }, { title: "What came of it", show: (row) => row.result ?? (row.confirm ? secondStep(row) : "–") },
   ], { caption: "Commands", none: ["No command yet", "What people ask for by hand is listed here."] });
   const drawCommands = operator && keep(audit, async () => {
     list.set((await api.get("commands", { limit: 30 })).rows);
     return list.element.isConnected ? null : list.element;
   }, 10);
+
+  /** What a waiting command needs: somebody else's yes, or its own asker's word. */
+  function secondStep(row) {
+    if (row.steps !== "approve") return "waits for its second step";
+    const what = Object.entries(row.arguments).filter(([, value]) => value !== "").map(([name, value]) => `${name} ${String(value).replaceAll("_", " ")}`).join(", ");
+    const mine = row.asked_by === `${me.kind}:${me.name}`;
+    const end = async (work) => {
+      try {
+        const made = await work();
+        if (made) toast(made.state === "done" ? made.result : `${made.state}: ${made.result}`, { bad: made.state !== "done" });
+      } catch (error) {
+        toast(error.message, { bad: true });
+      }
+      drawCommands();
+    };
+    return h("div", {}, h("div", { class: "small" }, what), mine ? h("div", { class: "small soft" }, "somebody else has to approve it") : "",
+      h("div", { class: "form" }, mine ? "" : h("button", { class: "button small primary", onclick: () => end(() => confirmed(row, `${row.kind}, ${what}, asked for by ${row.asked_by}`)) }, "Approve"),
+        h("button", { class: "button small", onclick: () => end(() => api.post(`commands/${row.id}/reject`, {})) }, mine ? "Take back" : "Refuse")));
+  }
 
   async function propose() {
     const sites = (await api.get("sites", { limit: 200 })).rows.map((one) => one.id);

@@ -1,5 +1,5 @@
 // The grid's state, demand response from the call to the payment, drills and emergencies in two steps.
-import { api, boot, card, command, empty, energy, fullMoment, h, head, keep, known, may, moment, number, pill, power, price, question, replace, segments, table, tiles, time, toast, units, when } from "../core.js";
+import { api, boot, card, command, empty, energy, fullMoment, h, head, keep, known, may, moment, newKey, number, pill, power, price, question, replace, segments, table, tiles, time, toast, units, when } from "../core.js";
 import { chart } from "../charts.js";
 
 const STATES = { announced: "quiet", dispatched: "warn", ended: "quiet", settled: "good", cancelled: "quiet" };
@@ -96,12 +96,19 @@ export default async function (main, context) {
     const values = await question({
       title: drill ? "Start a drill" : "Declare an emergency", action: "See what it would do", danger: !drill,
       text: drill ? "Gateways answer what they would do; no power moves." : "This sheds or curtails power at people's sites. First you see what it would do; nothing is sent yet.",
-      fields: [{ name: "mode", label: "What", options: MODES }, { name: "stage", label: "Stage", options: stages }, ...(areas.length > 1 ? [{ name: "area", label: "Area", options: areas.map((one) => ({ value: one, label: one || "the whole fleet" })) }] : []), { name: "reason", label: "Reason, for the log", minlength: 3, maxlength: 200 }],
+      fields: [{ name: "mode", label: "What", options: MODES }, { name: "stage", label: "Stage", options: stages }, ...(areas.length > 1 ? [{ name: "area", label: "Area", options: areas.map((one) => ({ value: one, label: one || "the whole fleet" })) }] : []), { name: "reason", label: "Reason, for the log", minlength: 3, maxlength: 200 }, ...(drill ? [] : [{ name: "second", label: "Second step", options: [{ value: "me", label: "I type a word now" }, { value: "other", label: "Somebody else approves it, within 15 minutes" }] }])],
     });
     if (!values) return;
     try {
       const asked = await api.post("grid/emergencies", { mode: values.mode, stage: Number(values.stage), area: values.area ?? areas[0] ?? "", drill, reason: values.reason });
       const told = Object.entries(asked.preview).map(([site, one]) => `${site}: ${Object.entries(one).map(([name, value]) => `${name.replace(/_w$/, "").replaceAll("_", " ")} ${known(value) ? (typeof value === "number" ? power(value) : value) : "–"}`).join(", ")}`).join("; ");
+      if (values.second === "other") {
+        const sure = await question({ title: "Ask for approval", danger: true, action: "Ask for approval", text: `What it would do: ${told || "no site would change"}. Nothing is sent until somebody else approves it.`, fields: [] });
+        if (!sure) return;
+        await api.post("commands", { kind: "grid.emergency", arguments: { mode: values.mode, stage: Number(values.stage), area: values.area ?? areas[0] ?? "" }, reason: values.reason, idempotency_key: newKey() });
+        toast("Nothing is sent yet: it waits for somebody else's approval on the agents' page, under Commands.");
+        return;
+      }
       const typed = await question({ title: `Confirm the ${drill ? "drill" : "emergency"}`, danger: !drill, action: drill ? "Start the drill" : "Do it", text: `What it would do: ${told || "no site would change"}. Type ${asked.confirm} to go on.`, fields: [{ name: "confirm", label: `Type ${asked.confirm}` }] });
       if (!typed) return;
       if (typed.confirm.trim() !== asked.confirm) { toast("The word was another one; nothing was done.", { bad: true }); return; }
