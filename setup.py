@@ -17,6 +17,7 @@ KERNELS = {
     "wattmesh_edge.reflex.decide": "edge/wattmesh_edge/reflex/decide.pyx",
     "wattmesh_edge.reflex.wire": "edge/wattmesh_edge/reflex/wire.pyx",
     "wattmesh_edge.reflex.kernel": "edge/wattmesh_edge/reflex/kernel.pyx",
+    "wattmesh_a2a.columnar": "a2a/wattmesh_a2a/columnar.pyx",
     "wattmesh_drivers.decode": "drivers/wattmesh_drivers/decode.pyx",
     "wattmesh_cloud.market.book": "cloud/wattmesh_cloud/market/book.pyx",
 }
@@ -49,7 +50,7 @@ setup(
         ],
         language_level=3,
         compiler_directives={"boundscheck": False, "wraparound": False, "cdivision": True, "initializedcheck": False},
-        include_path=["edge", "drivers", "cloud"],
+        include_path=["edge", "drivers", "cloud", "a2a"],
         build_dir="build",
     ),
 )

@@ -30,6 +30,11 @@ from typing import Any, NamedTuple
 
 from wattmesh_a2a.errors import InvalidMessageError
 
+try:
+    from wattmesh_a2a import columnar
+except ImportError:  # where nothing was compiled (a function's zip), the same in Python
+    columnar = None  # type: ignore[assignment]
+
 MAGIC = b"WM1"
 _PLAIN, _COLUMNS, _RECORDS = b"C", b"D", b"R"
 MAX_BODY_BYTES = 4_000_000
@@ -92,7 +97,21 @@ _MOST_NUMBER = 2.0**31 - 1
 
 def encode_columns(batch: ColumnBatch) -> bytes:
     """The frame of a batch of samples."""
-    first = batch.times_ns[0] if batch.times_ns else 0
+    first, rows = batch.times_ns[0] if batch.times_ns else 0, len(batch.times_ns)
+    values, qualities = b"".join(batch.values), b"".join(batch.qualities)
+    if columnar is not None and rows and len(values) == 8 * len(qualities) == 8 * rows * len(batch.columns):
+        modes, shuffled, raw = columnar.pack(values, qualities, rows)
+    else:
+        modes, shuffled, raw = _pack(batch)
+    more: dict[str, Sequence[str] | int] = {"columns": batch.columns, "rows": rows, "first_ns": first}
+    header = _header(batch, {**more, "modes": modes})
+    offsets = array("i", [(t - first) // 1_000_000 for t in batch.times_ns])
+    parts = (struct.pack("<I", len(header)), header, offsets.tobytes(), qualities, shuffled, raw)
+    return MAGIC + _COLUMNS + zlib.compress(b"".join(parts), 6)
+
+
+def _pack(batch: ColumnBatch) -> tuple[str, bytes, bytes]:
+    """As :func:`columnar.pack`."""
     rows, plain, raw = len(batch.times_ns), _plain_numbers(batch), []
     modes: list[str] = []
     numbers: list[int] = []
@@ -108,14 +127,8 @@ def encode_columns(batch: ColumnBatch) -> bytes:
             raw.append(values.tobytes())
         else:
             numbers += decimals
-    decimal = _differences(numbers, rows)
-    more: dict[str, Sequence[str] | int] = {"columns": batch.columns, "rows": len(batch.times_ns), "first_ns": first}
-    header = _header(batch, {**more, "modes": "".join(modes)})
-    offsets = array("i", [(t - first) // 1_000_000 for t in batch.times_ns])
-    flat = decimal.tobytes()
-    shuffled = (flat[place::4] for place in range(4))
-    parts = (struct.pack("<I", len(header)), header, offsets.tobytes(), *batch.qualities, *shuffled, *raw)
-    return MAGIC + _COLUMNS + zlib.compress(b"".join(parts), 6)
+    flat = _differences(numbers, rows).tobytes()
+    return "".join(modes), b"".join(flat[place::4] for place in range(4)), b"".join(raw)
 
 
 def _plain_numbers(batch: ColumnBatch) -> list[list[int] | None]:
@@ -265,28 +278,38 @@ def _decode_columns(identity: _Identity, header: dict[str, object], rest: memory
     qualities = tuple(bytes(rest[at + rows * index : at + rows * (index + 1)]) for index in range(len(columns)))
     at += rows * len(columns)
     shuffled = bytes(rest[at : at + 4 * rows * decimals])
-    flat = bytearray(len(shuffled))
-    for place in range(4):
-        flat[place::4] = shuffled[place * rows * decimals : (place + 1) * rows * decimals]
-    differences = array("i")
-    differences.frombytes(flat)
     at += len(shuffled)
+    measured = [quality for mode, quality in zip(modes, qualities, strict=True) if mode != RAW]
+    kept, taken = _unpack(shuffled, measured, modes.replace(RAW, ""), rows), 0
     values: list[array[float]] = []
-    taken = 0
-    for mode, quality in zip(modes, qualities, strict=True):
+    for mode in modes:
         column = array("d")
         if mode == RAW:
             column.frombytes(rest[at : at + 8 * rows])
             at += 8 * rows
         else:
-            column.extend(_measured(differences[taken : taken + rows], mode))
-            if _BAD in quality:
-                for index, bad in enumerate(quality):
-                    if bad == _BAD:
-                        column[index] = math.nan
-            taken += rows
+            column.frombytes(kept[taken : taken + 8 * rows])
+            taken += 8 * rows
         values.append(column)
     return _batch(identity, columns, _times(first, rest[: rows * 4]), values, qualities)
+
+
+def _unpack(shuffled: bytes, qualities: Sequence[bytes], modes: str, rows: int) -> bytes:
+    """The doubles of the columns in decimal modes, end to end."""
+    if columnar is not None:
+        return columnar.unpack(shuffled, b"".join(qualities), modes, rows)
+    flat = bytearray(len(shuffled))
+    for place in range(4):
+        flat[place::4] = shuffled[place * rows * len(modes) : (place + 1) * rows * len(modes)]
+    differences = array("i")
+    differences.frombytes(flat)
+    column = array("d")
+    for index, (mode, quality) in enumerate(zip(modes, qualities, strict=True)):
+        column.extend(_measured(differences[index * rows : (index + 1) * rows], mode))
+        for row, bad in enumerate(quality if _BAD in quality else b""):
+            if bad == _BAD:
+                column[index * rows + row] = math.nan
+    return column.tobytes()
 
 
 def _measured(differences: array[int], mode: str) -> Iterable[float]:

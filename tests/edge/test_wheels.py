@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-KERNELS = {"estimators", "decide", "wire", "kernel", "decode", "book"}
+KERNELS = {"estimators", "decide", "wire", "kernel", "decode", "book", "columnar"}
 PROGRAM = "import sys; from wattmesh_a2a.cli import main; sys.exit(main())"
 pytestmark = pytest.mark.long
 cross = pytest.mark.skipif(
