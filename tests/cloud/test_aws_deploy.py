@@ -297,3 +297,54 @@ def test_a_deployment_refused_by_aws_says_why(make, account):
     with pytest.raises(ConfigurationError, match=r"wattmesh-test-services in eu-central-1.*Rule with given name"):
         deployment.deploy(lambda line: None)
     assert [one.part for one in stacks(model)] == ["data", "services"]
+
+
+class Runtimes:
+    """In the place of the account's CloudFormation and AgentCore."""
+
+    def __init__(self, outputs, answer=b'{"outcome": "answered"}'):
+        self.outputs, self.answer, self.asked = outputs, answer, []
+
+    def __call__(self, service, region):
+        assert region == HOME
+        return self
+
+    def describe_stacks(self, StackName):
+        outputs = [{"OutputKey": key, "OutputValue": value} for key, value in self.outputs.items()]
+        return {"Stacks": [{"StackStatus": "CREATE_COMPLETE", "StackName": StackName, "Outputs": outputs}]}
+
+    def invoke_agent_runtime(self, **arguments):
+        self.asked.append(arguments)
+        return {"response": io.BytesIO(self.answer)}
+
+
+def invoked(tmp_path, runtimes, text=FILE + MORE):
+    path = tmp_path / "deployment.yaml"
+    path.write_text(text)
+    deployment = Deployment(load_deployment(path), SystemClock(), runtimes)
+    return deployment.invoke("market-supervisor", {"task": 1})
+
+
+def test_an_agents_runtime_is_invoked_by_its_name(tmp_path):
+    runtimes = Runtimes({"MarketSupervisorRuntime": "arn:of:it", "GatewayUrl": "https://gateway"})
+    assert invoked(tmp_path, runtimes) == {"outcome": "answered"}
+    (asked,) = runtimes.asked
+    assert (asked["agentRuntimeArn"], asked["qualifier"]) == ("arn:of:it", "prod")
+    assert json.loads(asked["payload"]) == {"task": 1}
+    assert len(asked["runtimeSessionId"]) >= 33, "AgentCore takes no shorter one"
+
+
+def test_an_agent_that_is_not_deployed_is_no_riddle(tmp_path):
+    with pytest.raises(ConfigurationError, match="no runtime of market-supervisor; it has ProducerRuntime"):
+        invoked(tmp_path, Runtimes({"ProducerRuntime": "arn"}))
+    with pytest.raises(ConfigurationError, match="has no agents deployed"):
+        invoked(tmp_path, Runtimes({}), FILE)
+
+
+def test_invoke_wants_a_json_object(tmp_path):
+    path = tmp_path / "payload.json"
+    path.write_text("[1]")
+    with pytest.raises(ConfigurationError, match="holds no JSON object"):
+        cli.payload_of(path)
+    with pytest.raises(ConfigurationError, match=r"absent\.json"):
+        cli.payload_of(tmp_path / "absent.json")

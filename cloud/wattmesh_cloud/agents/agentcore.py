@@ -184,7 +184,7 @@ class GatewayToolbox(Toolbox):
             "deadline_s": task.deadline_s / 2,
             "tokens": task.tokens // 4,
         }
-        answer = await asyncio.to_thread(_invoke, self._client, self._others[agent], task.id, payload)
+        answer = await asyncio.to_thread(invoke_runtime, self._client, self._others[agent], task.id, payload)
         return {"agent": agent, "text": str(answer.get("text", ""))[:4000], "citations": list(answer.get("cited", ()))}
 
 
@@ -254,7 +254,7 @@ class AgentCoreReasoner:
         if arn is None:
             return Refinement(outcome=ModelOutcome.ABSENT, detail=f"no runtime of {task.agent.name}")
         try:
-            answer = await asyncio.to_thread(_invoke, self._client, arn, _session(task), payload_of(task))
+            answer = await asyncio.to_thread(invoke_runtime, self._client, arn, _session(task), payload_of(task))
         except InvalidMessageError as error:
             return Refinement(outcome=ModelOutcome.MALFORMED, detail=str(error)[:300])
         except (ClientError, BotoCoreError, OSError) as error:
@@ -343,7 +343,7 @@ class AgentCoreMemory:
             raise UnavailableError(f"AgentCore memory: {error}") from error
 
 
-def _invoke(client: Any, arn: str, session: str, payload: Mapping[str, Any]) -> dict[str, Any]:
+def invoke_runtime(client: Any, arn: str, session: str, payload: Mapping[str, Any]) -> dict[str, Any]:
     """One invocation of a runtime's ``prod`` endpoint; raises what botocore raises, and :class:`InvalidMessageError`."""
     text = json.dumps(payload)
     if len(text) > _MOST_PAYLOAD:

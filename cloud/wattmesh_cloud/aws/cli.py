@@ -1,12 +1,15 @@
-"""``wattmesh aws plan|deploy|status|destroy|keys|cost FILE``."""
+"""``wattmesh aws plan|deploy|status|destroy|keys|cost|invoke FILE``."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from wattmesh_a2a.errors import ConfigurationError
 
 from wattmesh_cloud.aws.cost import fixed_month, fleet_month, site_month
 from wattmesh_cloud.aws.deployment import DeploymentModel, load_deployment
@@ -20,12 +23,18 @@ def aws(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="wattmesh aws", description="Deploy to AWS: planned first, confirmed, looked for."
     )
-    parser.add_argument("action", choices=("plan", "deploy", "status", "destroy", "keys", "cost"))
+    parser.add_argument("action", choices=("plan", "deploy", "status", "destroy", "keys", "cost", "invoke"))
     parser.add_argument("file", type=Path, help="the deployment's file")
     parser.add_argument("folder", type=Path, nargs="?", help="keys: the folder of SITE.key files")
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_argument("--with-data", action="store_true", help="destroy: the tables and the lake as well, for ever")
+    parser.add_argument(
+        "--agent", help="invoke: market-supervisor, grid-optimisation, forecasting, producer or consumer"
+    )
+    parser.add_argument("--payload", type=Path, help="invoke: a file with the JSON object that its entry point takes")
     arguments = parser.parse_args(argv)
+    if arguments.action == "invoke" and (arguments.agent is None or arguments.payload is None):
+        parser.error("invoke needs --agent and --payload")
     if arguments.action == "keys" and arguments.folder is None:
         parser.error("keys needs the folder of SITE.key files")
     model = load_deployment(arguments.file)
@@ -50,6 +59,11 @@ def aws(argv: list[str]) -> int:
             return deployed(deployment, model, yes=arguments.yes)
         case "status":
             return told(deployment)
+        case "invoke":
+            print(
+                json.dumps(deployment.invoke(arguments.agent, payload_of(arguments.payload)), indent=2, sort_keys=True)
+            )
+            return 0
         case "keys":
             from wattmesh_a2a.signing import read_key
 
@@ -59,6 +73,17 @@ def aws(argv: list[str]) -> int:
             return 0
         case _:
             return destroyed(deployment, model, yes=arguments.yes, with_data=arguments.with_data)
+
+
+def payload_of(path: Path) -> dict[str, object]:
+    """A file's JSON object; raises :class:`ConfigurationError` where it holds none."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path}: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigurationError(f"{path} holds no JSON object")
+    return found
 
 
 def costs(model: DeploymentModel) -> str:

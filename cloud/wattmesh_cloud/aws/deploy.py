@@ -311,6 +311,32 @@ class Deployment:
                 except (ClientError, BotoCoreError) as error:
                     raise ConfigurationError(f"the key of {site} in {region}: {error}") from error
 
+    def invoke(self, agent: str, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """What an agent's runtime (its ``prod`` endpoint) answers.
+
+        Args:
+            agent: Its name (``market-supervisor``).
+            payload: As the agents' entry point takes it.
+        """
+        from wattmesh_cloud.agents.agentcore import invoke_runtime
+
+        stack = next((one for one in stacks(self._model) if one.part == "agents"), None)
+        there = None if stack is None else self._described(stack)
+        if stack is None or there is None:
+            raise ConfigurationError(
+                f"{self._model.environment} has no agents deployed; agents: in its file, then deploy"
+            )
+        runtimes = {one["OutputKey"]: str(one["OutputValue"]) for one in there.get("Outputs", ())}
+        name = "".join(part.title() for part in agent.split("-")) + "Runtime"
+        if name not in runtimes:
+            known = sorted(one for one in runtimes if one.endswith("Runtime"))
+            raise ConfigurationError(f"{stack.name} has no runtime of {agent}; it has {', '.join(known) or 'none'}")
+        try:
+            client = self._clients("bedrock-agentcore", stack.region)
+            return invoke_runtime(client, runtimes[name], f"wattmesh-by-hand-{self._clock.utc_ns()}", payload)
+        except (ClientError, BotoCoreError) as error:
+            raise _failure(error, stack) from error
+
     # -- looking
 
     def status(self) -> tuple[list[tuple[Stack, str]], list[Resource]]:
