@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
 import gc
 import logging
 import signal
@@ -15,6 +16,20 @@ if TYPE_CHECKING:
 
 GC_THRESHOLD = (50_000, 20, 50)
 """Orders and trades stay for days: looking through them for garbage every 700 objects costs a tenth of the market's pace."""
+
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
+"""Of glibc's mallopt(3)."""
+_LARGE_BYTES = 1 << 20
+
+
+def give_back_memory() -> bool:
+    """Have large arrays go back to the system when they are freed; whether the C library has a way for that.
+
+    Fitting a forecast takes hundreds of megabytes for a second. glibc would keep them, for each thread that ever did it: with four
+    homes of a year's history the process stood at 1.1 GB after 40 s, with this between 0.25 and 0.7 GB.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and bool(mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)) and bool(mallopt(_M_ARENA_MAX, 2))
 
 
 def cloud(argv: list[str]) -> int:
@@ -36,6 +51,7 @@ def cloud(argv: list[str]) -> int:
         print(f"{arguments.file}: fine: {sum(len(one.participants) for one in areas)} participants")
         return 0
     gc.set_threshold(*GC_THRESHOLD)
+    give_back_memory()
     asyncio.run(_run(arguments.file, arguments.time_server, arguments.ready_file))
     return 0
 

@@ -1,5 +1,7 @@
 """The cloud's file: what is wrong is said in one line with file, line and field."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,3 +133,29 @@ def test_a2a_over_http_is_safe_or_an_error(tmp_path, lines, said):
     path.write_text(f"{FILE}{lines}\n")
     with pytest.raises(ConfigurationError, match=said):
         load_cloud(path)
+
+
+MEMORY = """
+import sys
+from wattmesh_cloud.cli import give_back_memory
+import numpy as np
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+if sys.argv[1] == "on":
+    assert give_back_memory()
+np.zeros(4_000_000)  # a large one that is freed: from now on glibc would take as large ones from its heap
+before, kept = resident(), []
+for _ in range(20):
+    large = np.ones(2_000_000)
+    kept.append(bytes(100_000))  # what stays lies behind it
+    del large
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
+def test_the_cloud_keeps_no_memory_of_arrays_that_it_has_freed():
+    done = subprocess.run([sys.executable, "-c", MEMORY, "on"], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 8_000_000, "twenty arrays of 16 MB were freed"
